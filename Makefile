@@ -1,0 +1,68 @@
+# Everything runs in .venv, with the versions of constraints.txt. PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+OUT ?= out
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format train samples wheel wheel-test clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+# The stamps are newer than the files that decide what is installed, so nothing is built twice.
+$(VENV)/created:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ras-dit needs Python 3.11 or newer; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/created
+	$(PIP) install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/created
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/installed
+
+$(VENV)/installed-train: pyproject.toml constraints.txt | $(VENV)/created
+	$(PIP) install --quiet -c constraints.txt -e '.[train]'
+	touch $@ $(VENV)/installed
+
+demo: $(VENV)/installed  ## make a picture with the embedded model, dense and by regions, into out/
+	$(BIN)/ras-dit generate "a red apple on a blue background" --sample-ratio 0.25 --steps 28 \
+	  --size 256x256 --seed 0 --compare --out $(OUT)
+
+test: lint  ## lint, then all tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-dev  ## ruff, formatting, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev  ## let ruff mend what it can
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+train: $(VENV)/installed-train  ## train the embedded model (many hours)
+	$(BIN)/python -m training
+
+samples: $(VENV)/installed-train  ## draw the contact sheet of the embedded model
+	$(BIN)/python -m training.samples
+
+wheel: $(VENV)/installed-dev  ## build the wheel into dist/
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist .
+
+wheel-test: wheel  ## install the wheel into an empty environment, make a picture from another folder
+	rm -rf $(VENV)-wheel
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt dist/*.whl
+	root="$$PWD" && folder=$$(mktemp -d) && cd "$$folder" && \
+	  "$$root/$(VENV)-wheel/bin/ras-dit" generate "a red apple" --steps 8 --out pictures && \
+	  test "$$(ls pictures/*.png | wc -l)" -ge 2 && rm -rf "$$folder"
+
+clean:  ## remove everything that make made
+	rm -rf $(VENV) $(VENV)-wheel dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
