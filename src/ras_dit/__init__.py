@@ -1,0 +1,28 @@
+"""Region-adaptive sampling for diffusion transformers, on diffusers pipelines.
+
+``ras_dit.enable(pipe)`` makes a pipeline faster: in most steps only the image tokens that still
+need work go through the transformer. The method is that of *Region-Adaptive Sampling for
+Diffusion Transformers* (arXiv 2502.10389).
+"""
+
+from ras_dit.adapters import TransformerDescription
+from ras_dit.config import RASConfig
+from ras_dit.errors import RASError, RASWarning, UnsupportedError
+from ras_dit.patch import Handle, disable, enable
+from ras_dit.summary import Summary, summary
+from ras_dit.trace import StepTrace, Trace
+
+__all__ = [
+    "Handle",
+    "RASConfig",
+    "RASError",
+    "RASWarning",
+    "StepTrace",
+    "Summary",
+    "Trace",
+    "TransformerDescription",
+    "UnsupportedError",
+    "disable",
+    "enable",
+    "summary",
+]

@@ -1,0 +1,35 @@
+"""Descriptions of the supported transformers, found by class name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from torch import nn
+
+from ras_dit.adapters.base import TokenArgument, TransformerDescription, Work
+from ras_dit.adapters.images import IMAGE_TRANSFORMERS
+from ras_dit.errors import UnsupportedError
+
+__all__ = ["DESCRIPTIONS", "TokenArgument", "TransformerDescription", "Work", "describe"]
+
+DESCRIPTIONS: Mapping[str, TransformerDescription] = MappingProxyType(
+    {description.transformer: description for description in IMAGE_TRANSFORMERS}
+)
+
+
+def describe(transformer: nn.Module) -> TransformerDescription:
+    """The description of a transformer.
+
+    Raises:
+        UnsupportedError: If no description is known for its class.
+    """
+    name = type(transformer).__name__
+    try:
+        return DESCRIPTIONS[name]
+    except KeyError:
+        known = ", ".join(sorted(DESCRIPTIONS))
+        raise UnsupportedError(
+            f"{name} is not supported; supported transformers: {known}. "
+            "Another one can be described: enable(pipe, config, description=...)"
+        ) from None

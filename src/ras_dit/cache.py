@@ -1,0 +1,166 @@
+"""What inactive tokens leave behind: keys and values of every layer, and the last output.
+
+Everything is kept per branch (conditional, unconditional, ...) and belongs to one run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from ras_dit.tokens import scatter_rows
+
+TokenOrder = Literal["image_first", "text_first"]
+
+
+class FreshRows:
+    """Which rows of a whole attended sequence a sparse call computes anew.
+
+    One object serves every layer of the call: row numbers are computed once per layout.
+
+    Args:
+        active: Sorted active tokens, int64 ``[B, A]``, one row per row of the model batch.
+        num_tokens: Image tokens N.
+        order: Where the image tokens stand in a sequence that also holds text.
+    """
+
+    def __init__(self, active: torch.Tensor, num_tokens: int, order: TokenOrder) -> None:
+        self.active = active
+        self.num_tokens = num_tokens
+        self.order = order
+        self._positions: dict[int, torch.Tensor] = {}
+        self._rows: dict[tuple[int, int], torch.Tensor] = {}
+
+    def positions(self, num_keys: int) -> torch.Tensor:
+        """Positions in a sequence of N + T keys, int64 ``[B, A + T]``, in the sparse order."""
+        if num_keys not in self._positions:
+            self._positions[num_keys] = self._joined(num_keys - self.num_tokens)
+        return self._positions[num_keys]
+
+    def rows(self, num_keys: int, heads: int) -> torch.Tensor:
+        """Row numbers in a ``[B * heads * num_keys, ...]`` view, int64 ``[B * heads * (A + T)]``.
+
+        ``heads`` is 1 for memory laid out ``[B, S, H, D]``.
+        """
+        key = num_keys, heads
+        if key not in self._rows:
+            batch = self.active.shape[0]
+            starts = torch.arange(batch * heads, device=self.active.device) * num_keys
+            rows = self.positions(num_keys).unsqueeze(1) + starts.view(batch, heads, 1)
+            self._rows[key] = rows.flatten()
+        return self._rows[key]
+
+    def _joined(self, num_text: int) -> torch.Tensor:
+        if num_text == 0:
+            return self.active
+        text = torch.arange(num_text, device=self.active.device)
+        text = text.expand(self.active.shape[0], -1)
+        if self.order == "image_first":
+            return torch.cat([self.active, text + self.num_tokens], dim=1)
+        return torch.cat([text, self.active + num_text], dim=1)
+
+
+class KVCache:
+    """Keys and values of one attention operation over the whole sequence (Eq. 2).
+
+    Tensors are the attention operator's own arguments; ``token_dim`` is 2 for
+    ``[B, H, S, D]`` (``scaled_dot_product_attention``) and 1 for ``[B, S, H, D]``.
+    They are kept by reference: the dense step that made them is over when they are written to.
+    """
+
+    def __init__(
+        self, key: torch.Tensor, value: torch.Tensor, token_dim: int, scale: float | None
+    ) -> None:
+        self.token_dim = token_dim
+        self.scale = scale
+        self.num_keys = key.shape[token_dim]
+        self._key = _Rows(key, token_dim)
+        self._value = _Rows(value, token_dim)
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self._key.whole.nbytes + self._value.whole.nbytes
+
+    def merge(
+        self, key: torch.Tensor, value: torch.Tensor, fresh: FreshRows
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write the fresh rows and return the whole keys and values.
+
+        Args:
+            key: Fresh keys, A + T along the token dimension.
+            value: Fresh values of the same layout.
+            fresh: Where those rows belong.
+        """
+        return self._key.write(key, fresh), self._value.write(value, fresh)
+
+
+class _Rows:
+    """One cached tensor seen as rows, so that one ``index_copy_`` serves every sample."""
+
+    def __init__(self, tensor: torch.Tensor, token_dim: int) -> None:
+        # Rows are [H * D] where the memory is laid out [B, S, H, D], and [D] in [B, H, S, D].
+        by_token = tensor.transpose(1, 2) if token_dim == 2 else tensor
+        self.heads_inside = by_token.is_contiguous()
+        if not self.heads_inside and not (token_dim == 2 and tensor.is_contiguous()):
+            tensor = tensor.contiguous()
+            self.heads_inside = token_dim == 1
+        self.whole = tensor
+        self.swap = token_dim == 2 and self.heads_inside
+        self.num_keys = tensor.shape[token_dim]
+        self.heads = 1 if self.heads_inside else tensor.shape[1]
+        by_row = tensor.transpose(1, 2) if self.swap else tensor
+        self.flat = by_row.view(tensor.shape[0] * self.heads * self.num_keys, -1)
+
+    def write(self, updates: torch.Tensor, fresh: FreshRows) -> torch.Tensor:
+        if self.swap:
+            updates = updates.transpose(1, 2)
+        rows = fresh.rows(self.num_keys, self.heads)
+        self.flat.index_copy_(0, rows, updates.reshape(rows.shape[0], -1))
+        return self.whole
+
+
+@dataclass
+class BranchCache:
+    """All that one guidance branch keeps between steps.
+
+    Attributes:
+        signature: What the filling call looked like; a call of another kind must run dense.
+        layers: K/V caches by (layer, operation within the layer).
+        output: Last output of every token, ``[B, N, C]``.
+    """
+
+    signature: object
+    layers: dict[tuple[int, int], KVCache] = field(default_factory=dict)
+    output: torch.Tensor | None = None
+
+    @property
+    def filled(self) -> bool:
+        """Whether a sparse step can build on this branch."""
+        return self.output is not None
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        output = 0 if self.output is None else self.output.nbytes
+        return output + sum(layer.nbytes for layer in self.layers.values())
+
+    def keep_output(self, output: torch.Tensor) -> None:
+        """Keep a copy of a dense step's output ``[B, N, C]``."""
+        self.output = output.clone()
+
+    def merge_output(self, output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Write the active tokens' output and return all tokens'.
+
+        Args:
+            output: ``[B, A, C]``.
+            rows: ``[B * A]`` from :func:`ras_dit.tokens.flat_rows`.
+
+        Returns:
+            ``[B, N, C]``, a copy: schedulers keep old outputs, and callers may write to them.
+        """
+        assert self.output is not None
+        scatter_rows(self.output, rows, output)
+        return self.output.clone()

@@ -1,0 +1,138 @@
+"""The two verbs: enable and disable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch import nn
+
+from ras_dit.adapters import TransformerDescription, describe
+from ras_dit.config import RASConfig
+from ras_dit.engine import Engine, check_unhooked, unwrap
+from ras_dit.errors import RASError, UnsupportedError
+from ras_dit.trace import Trace
+
+
+class Handle:
+    """What :func:`enable` returns: the way to the last run's trace, and back to stock.
+
+    Use it as a context manager to disable at the end of a block.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def config(self) -> RASConfig:
+        """The configuration in force."""
+        return self._engine.config
+
+    @property
+    def description(self) -> TransformerDescription:
+        """What is known of the transformer."""
+        return self._engine.description
+
+    @property
+    def trace(self) -> Trace | None:
+        """The record of the last finished run, ``None`` before the first; kept after disable."""
+        return self._engine.trace
+
+    @property
+    def transformer_config(self) -> Mapping[str, Any]:
+        """The transformer's own configuration."""
+        return self._engine.model_config
+
+    def disable(self) -> None:
+        """Make everything stock again. Doing it twice is fine."""
+        self._engine.detach()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self.disable()
+
+
+def enable(
+    pipe: Any,
+    config: RASConfig | str | Path | Mapping[str, Any] | None = None,
+    /,
+    *,
+    description: TransformerDescription | None = None,
+    **overrides: Any,
+) -> Handle:
+    """Accelerate a diffusers pipeline by region-adaptive sampling.
+
+    The pipeline is then used as always. Doing it again with the same configuration returns a
+    handle on the same engine. Pipelines that share both transformer and scheduler are accelerated
+    alike; one that shares only the transformer runs dense.
+
+    Args:
+        pipe: A diffusers pipeline with a supported ``transformer`` and a ``scheduler``.
+        config: A :class:`RASConfig`, a preset name, the path of a YAML file, a mapping of fields,
+            or ``None`` for the defaults.
+        description: What the transformer looks like, where ras-dit does not know it.
+        **overrides: Fields of :class:`RASConfig` that replace those of ``config``.
+
+    Raises:
+        UnsupportedError: If the pipeline, its transformer or a feature that is switched on cannot
+            be combined with RAS.
+        RASError: If the configuration is not valid, or another one is enabled already.
+    """
+    chosen = RASConfig.load(config).replace(**overrides)
+    engine = find_engine(pipe)
+    if engine is not None:
+        if engine.config != chosen:
+            raise RASError(
+                f"RAS is enabled already with {engine.config}, and {chosen} was given; "
+                "call ras_dit.disable(pipe) first"
+            )
+        engine.watch(pipe)
+        return Handle(engine)
+    transformer = _checked_transformer(pipe, description)
+    description = description or describe(transformer)
+    engine = Engine(transformer, description, chosen)
+    engine.watch(pipe)
+    return Handle(engine)
+
+
+def disable(pipe: Any) -> None:
+    """Make a pipeline stock again. A pipeline without RAS stays as it is."""
+    engine = find_engine(pipe)
+    if engine is not None:
+        engine.detach()
+
+
+def find_engine(pipe: Any) -> Engine | None:
+    """The engine on a pipeline's transformer, if there is one."""
+    transformer = unwrap(getattr(pipe, "transformer", None))
+    if not isinstance(transformer, nn.Module):
+        return None
+    # The hooks are the one mark that an engine leaves on its transformer.
+    for hook in transformer._forward_pre_hooks.values():  # noqa: SLF001
+        engine = getattr(hook, "__self__", None)
+        if isinstance(engine, Engine) and engine.transformer is transformer:
+            return engine
+    return None
+
+
+def _checked_transformer(pipe: Any, description: TransformerDescription | None) -> nn.Module:
+    transformer = unwrap(getattr(pipe, "transformer", None))
+    scheduler = getattr(pipe, "scheduler", None)
+    if not isinstance(transformer, nn.Module) or not callable(getattr(scheduler, "step", None)):
+        raise UnsupportedError(
+            f"{type(pipe).__name__} has no transformer with a scheduler; RAS works on diffusers "
+            "pipelines of diffusion transformers (ras-dit models lists them)"
+        )
+    if description is None:
+        describe(transformer)
+    check_unhooked(transformer)
+    return transformer

@@ -1,0 +1,107 @@
+"""``summary(pipe)``: what RAS does on a pipeline and what its last run cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ras_dit.config import RASConfig
+from ras_dit.cost import RunCost, trace_cost
+from ras_dit.errors import RASError
+from ras_dit.patch import find_engine
+from ras_dit.trace import Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """State of RAS on one pipeline; ``str()`` of it is markdown.
+
+    Attributes:
+        transformer: Class name of the transformer.
+        config: The configuration in force.
+        trace: The last finished run, ``None`` before the first.
+        cost: FLOPs of that run, dense and as it ran.
+    """
+
+    transformer: str
+    config: RASConfig
+    trace: Trace | None
+    cost: RunCost | None
+
+    @property
+    def flops_saved(self) -> float | None:
+        """Share of the dense run's FLOPs that was not spent, 0 to 1."""
+        return None if self.cost is None else 1 - self.cost.ras / self.cost.dense
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Largest size of all caches in the last run, in bytes; they are freed at its end."""
+        return None if self.trace is None else self.trace.cache_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and texts."""
+        data: dict[str, Any] = {
+            "transformer": self.transformer,
+            "sample_ratio": self.config.sample_ratio,
+        }
+        if self.trace is None or self.cost is None:
+            return data
+        counts = [step.num_active for step in self.trace.steps]
+        return data | {
+            "steps": len(counts),
+            "dense_steps": self.trace.num_dense_steps,
+            "image_tokens": self.trace.num_tokens,
+            "text_tokens": self.trace.num_text_tokens,
+            "active_tokens": counts,
+            "flops_dense": self.cost.dense,
+            "flops": self.cost.ras,
+            "flops_saved": self.flops_saved,
+            "flop_limit": self.cost.limit,
+            "cache_bytes": self.cache_bytes,
+        }
+
+    def __str__(self) -> str:
+        rows = [
+            ("transformer", self.transformer),
+            ("sample ratio", f"{self.config.sample_ratio:g}"),
+        ]
+        trace, cost = self.trace, self.cost
+        if trace is None or cost is None or self.flops_saved is None:
+            rows.append(("last run", "none finished yet"))
+        else:
+            grid = trace.grid
+            sparse = [step.num_active for step in trace.steps if step.kind != "dense"]
+            active = f"{min(sparse)} to {max(sparse)}" if sparse else "all"
+            if sparse and min(sparse) == max(sparse):
+                active = str(sparse[0])
+            rows += [
+                ("steps", f"{len(trace.steps)}, {trace.num_dense_steps} of them dense"),
+                ("image tokens", f"{trace.num_tokens} ({grid.height} x {grid.width})"),
+                ("text tokens", str(trace.num_text_tokens)),
+                ("active tokens in sparse steps", active),
+                ("FLOPs", f"{cost.ras:.4g} of {cost.dense:.4g} ({self.flops_saved:.0%} saved)"),
+                ("speed-up at most (FLOP limit)", f"{cost.limit:.2f}x"),
+                ("caches", f"{trace.cache_bytes / 2**20:.1f} MiB, freed at the end of the run"),
+            ]
+        width = max(len(name) for name, _ in rows)
+        table = [f"| {name:<{width}} | {value} |" for name, value in rows]
+        return "\n".join([f"| {'RAS':<{width}} | |", f"| {'-' * width} | --- |", *table])
+
+
+def summary(pipe: Any) -> Summary:
+    """What RAS does on a pipeline, and what the last finished run cost.
+
+    Raises:
+        RASError: If RAS is not enabled on the pipeline.
+    """
+    engine = find_engine(pipe)
+    if engine is None:
+        raise RASError("RAS is not enabled on this pipeline; call ras_dit.enable(pipe) first")
+    trace = engine.trace
+    work = engine.description.work(engine.model_config)
+    return Summary(
+        transformer=engine.description.transformer,
+        config=engine.config,
+        trace=trace,
+        cost=None if trace is None else trace_cost(work, trace),
+    )

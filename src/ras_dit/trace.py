@@ -1,0 +1,219 @@
+"""What a run did, step by step: a plain record, small, JSON in and out."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from ras_dit.errors import RASError
+from ras_dit.tokens import TokenGrid
+
+TRACE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the transformer.
+
+    Attributes:
+        batch: Rows of the model batch (images times guidance branches in one batch).
+        num_active: Image tokens per row that went through the transformer.
+    """
+
+    batch: int
+    num_active: int
+
+
+@dataclass(frozen=True, eq=False)
+class StepTrace:
+    """One call of ``scheduler.step`` and the transformer calls before it.
+
+    Attributes:
+        index: Steps before this one.
+        kind: ``"dense"`` or ``"sparse"``.
+        sigma: Noise level at which the transformer was called, ``None`` where the scheduler has
+            no sigmas.
+        num_tokens: Image tokens N per image.
+        calls: The transformer calls. In a sparse step, a call whose caches were not yet filled
+            runs dense by itself.
+        packed: uint8 ``[B, ceil(N / 8)]`` bit mask of the active tokens, least significant bit
+            first, wherever the run left it; ``None`` in dense steps.
+    """
+
+    index: int
+    kind: str
+    sigma: float | None
+    num_tokens: int
+    calls: tuple[Call, ...]
+    packed: torch.Tensor | None = None
+
+    @cached_property
+    def active(self) -> torch.Tensor | None:
+        """Sorted indices of the active tokens of each image, int64 ``[B, A]``; ``None``: dense."""
+        if self.packed is None:
+            return None
+        return unpack_active(self.packed.cpu(), self.num_tokens)
+
+    @property
+    def num_active(self) -> int:
+        """Active image tokens per image."""
+        return self.num_tokens if self.active is None else self.active.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """The record of one finished run.
+
+    Attributes:
+        transformer: Class name of the transformer.
+        grid: The image tokens of one picture.
+        num_text_tokens: Text tokens T attended jointly with the image tokens.
+        batch_size: Images B.
+        dtype: Name of the transformer's dtype, for example ``"bfloat16"``.
+        cache_bytes: Largest size of all caches during the run.
+        steps: One record per step.
+    """
+
+    transformer: str
+    grid: TokenGrid
+    num_text_tokens: int
+    batch_size: int
+    dtype: str
+    cache_bytes: int
+    steps: tuple[StepTrace, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Image tokens N per image."""
+        return self.grid.num_tokens
+
+    @property
+    def num_dense_steps(self) -> int:
+        """Steps in which every image token was active."""
+        return sum(step.kind == "dense" for step in self.steps)
+
+    def active_counts(self) -> torch.Tensor:
+        """In how many steps each token was active, int64 ``[B, h, w]``."""
+        counts = torch.zeros(self.batch_size, self.num_tokens, dtype=torch.int64)
+        for step in self.steps:
+            if step.active is None:
+                counts += 1
+            else:
+                counts.scatter_add_(1, step.active, torch.ones_like(step.active))
+        return counts.view(self.batch_size, self.grid.height, self.grid.width)
+
+    def to_json(self) -> str:
+        """The trace as JSON, with bit-packed active tokens."""
+        data = {
+            "version": TRACE_VERSION,
+            "transformer": self.transformer,
+            "grid": [self.grid.height, self.grid.width],
+            "num_text_tokens": self.num_text_tokens,
+            "batch_size": self.batch_size,
+            "dtype": self.dtype,
+            "cache_bytes": self.cache_bytes,
+            "steps": [_step_data(step) for step in self.steps],
+        }
+        return json.dumps(data)
+
+    @classmethod
+    def from_json(cls, text: str) -> Trace:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            RASError: If the text is not a trace of this version.
+        """
+        try:
+            data = json.loads(text)
+            if data["version"] != TRACE_VERSION:
+                raise RASError(
+                    f"the trace has version {data['version']!r}; this release reads version "
+                    f"{TRACE_VERSION}, so record the run again"
+                )
+            grid = TokenGrid(*(int(side) for side in data["grid"]))
+            batch = int(data["batch_size"])
+            return cls(
+                transformer=str(data["transformer"]),
+                grid=grid,
+                num_text_tokens=int(data["num_text_tokens"]),
+                batch_size=batch,
+                dtype=str(data["dtype"]),
+                cache_bytes=int(data["cache_bytes"]),
+                steps=tuple(_step_from(step, batch, grid.num_tokens) for step in data["steps"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, RASError):
+                raise
+            raise RASError(f"this is not a trace written by Trace.to_json: {error!r}") from error
+
+
+def pack_active(active: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """Bit mask of active tokens, on their device and without synchronisation.
+
+    Args:
+        active: int64 ``[B, A]``.
+        num_tokens: Tokens N per image.
+
+    Returns:
+        uint8 ``[B, ceil(N / 8)]``, least significant bit first.
+    """
+    width = -(-num_tokens // 8)
+    mask = torch.zeros(active.shape[0], width * 8, dtype=torch.uint8, device=active.device)
+    mask.scatter_(1, active, 1)
+    bits = mask.view(-1, width, 8) << torch.arange(8, dtype=torch.uint8, device=active.device)
+    return bits.sum(-1, dtype=torch.uint8)
+
+
+def unpack_active(packed: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """Sorted indices int64 ``[B, A]`` from :func:`pack_active`.
+
+    Raises:
+        RASError: If the mask does not fit the grid, or images differ in their number of tokens.
+    """
+    if packed.shape[1] != -(-num_tokens // 8):
+        raise RASError(
+            f"a mask of {packed.shape[1]} bytes does not describe {num_tokens} tokens; "
+            f"expected {-(-num_tokens // 8)} bytes"
+        )
+    bits = (packed.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)) & 1
+    mask = bits.flatten(1)[:, :num_tokens]
+    counts = mask.sum(1, dtype=torch.int64)
+    if bool((counts != counts[0]).any()):
+        raise RASError(f"images differ in their number of active tokens: {counts.tolist()}")
+    return mask.nonzero()[:, 1].view(packed.shape[0], -1)
+
+
+def _step_data(step: StepTrace) -> dict[str, Any]:
+    packed = None
+    if step.packed is not None:
+        packed = base64.b64encode(step.packed.cpu().numpy().tobytes()).decode("ascii")
+    return {
+        "index": step.index,
+        "kind": step.kind,
+        "sigma": step.sigma,
+        "calls": [[call.batch, call.num_active] for call in step.calls],
+        "active": packed,
+    }
+
+
+def _step_from(data: dict[str, Any], batch: int, num_tokens: int) -> StepTrace:
+    packed = None
+    if data["active"] is not None:
+        raw = bytearray(base64.b64decode(data["active"], validate=True))
+        packed = torch.frombuffer(raw, dtype=torch.uint8).view(batch, -1)
+        unpack_active(packed, num_tokens)
+    calls: Sequence[Sequence[int]] = data["calls"]
+    return StepTrace(
+        index=int(data["index"]),
+        kind=str(data["kind"]),
+        sigma=None if data["sigma"] is None else float(data["sigma"]),
+        num_tokens=num_tokens,
+        calls=tuple(Call(int(rows), int(count)) for rows, count in calls),
+        packed=packed,
+    )
