@@ -1,0 +1,159 @@
+"""Pipelines from folders and hubs, with one clear error for whatever can be wrong with them."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ras_dit.adapters import DESCRIPTIONS
+from ras_dit.embedded import MODEL_DIR
+from ras_dit.errors import RASError, UnsupportedError
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+@dataclass(frozen=True)
+class CallDefaults:
+    """Call arguments that suit a model better than its pipeline's own; ``None``: the pipeline's.
+
+    Attributes:
+        guidance_scale: Strength of classifier-free guidance.
+        max_sequence_length: Text rows that the long text encoder is padded to.
+    """
+
+    guidance_scale: float | None = None
+    max_sequence_length: int | None = None
+
+
+# Captions of the embedded model's world are short: more rows would be padding, and dense work.
+EMBEDDED_DEFAULTS = CallDefaults(guidance_scale=4.0, max_sequence_length=32)
+
+
+def call_defaults(source: str | Path | None) -> CallDefaults:
+    """The call arguments that suit the model of :func:`load_pipeline`'s ``source``."""
+    if source is None or Path(source).expanduser().resolve() == MODEL_DIR.resolve():
+        return EMBEDDED_DEFAULTS
+    return CallDefaults()
+
+
+def load_pipeline(
+    source: str | Path | None = None, *, dtype: str = "auto", device: str = "auto"
+) -> Any:
+    """Load a diffusers pipeline, from safetensors only.
+
+    Args:
+        source: A folder, or a hub id such as ``"owner/name"``; ``None`` is the embedded model.
+            What looks like a path is never looked up on a hub.
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, or ``"auto"``: float32 on a CPU,
+            bfloat16 elsewhere.
+        device: A torch device, or ``"auto"``: a CUDA device where there is one, else the CPU.
+
+    Returns:
+        The pipeline on its device, without a progress bar.
+
+    Raises:
+        RASError: If the dtype or device is unknown or absent, or the model cannot be loaded.
+        UnsupportedError: If the model's transformer is not supported.
+    """
+    target = _device(device)
+    torch_dtype = _dtype(dtype, target)
+    place = str(MODEL_DIR if source is None else source)
+    if not _is_hub_id(place):
+        place = str(_checked_folder(Path(place).expanduser()))
+    return _load(place, torch_dtype).to(target)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RASError(
+            f"device {name!r} cannot be used here: {_first_line(error)}; use cpu or auto"
+        ) from error
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in DTYPES:
+        raise RASError(f"dtype {name!r} is unknown; expected auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _is_hub_id(source: str) -> bool:
+    return _HUB_ID.fullmatch(source) is not None and not Path(source).exists()
+
+
+def _checked_folder(folder: Path) -> Path:
+    if not folder.exists():
+        raise RASError(f"there is no model folder {str(folder)!r}")
+    if not folder.is_dir():
+        raise RASError(f"{str(folder)!r} is a file; expected the folder of a diffusers pipeline")
+    if not (folder / "model_index.json").is_file():
+        raise RASError(
+            f"{str(folder)!r} holds no model_index.json, so it is not the folder of a diffusers "
+            "pipeline (write one with pipe.save_pretrained(folder))"
+        )
+    return folder
+
+
+def _load(place: str, dtype: torch.dtype) -> Any:
+    # Slow to import, and not needed to refuse a bad folder, dtype or device.
+    from diffusers import DiffusionPipeline
+
+    try:
+        with warnings.catch_warnings():
+            # diffusers calls its own and the hub's deprecated arguments while it loads.
+            warnings.simplefilter("ignore")
+            _check_supported(place, DiffusionPipeline.load_config(place))
+            pipeline = DiffusionPipeline.from_pretrained(
+                place, use_safetensors=True, **{_dtype_argument(): dtype}
+            )
+    except RASError:
+        raise
+    # Loaders raise anything, down to KeyError, for files that are damaged.
+    except Exception as error:
+        raise RASError(
+            f"the model {place!r} cannot be loaded: {type(error).__name__}: {_first_line(error)}"
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _check_supported(place: str, index: Mapping[str, Any]) -> None:
+    """Refuse, before gigabytes are read, what could not be accelerated."""
+    entry = index.get("transformer")
+    name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    if name not in DESCRIPTIONS:
+        found = f"has the transformer {name}" if name else "has no transformer"
+        raise UnsupportedError(
+            f"the model {place!r} ({index.get('_class_name')}) {found}; "
+            f"supported transformers: {', '.join(sorted(DESCRIPTIONS))}"
+        )
+
+
+def _dtype_argument() -> str:
+    # diffusers 0.40 renamed the argument, and warns of the old name.
+    major, minor = (int(part) for part in version("diffusers").split(".")[:2])
+    return "dtype" if (major, minor) >= (0, 40) else "torch_dtype"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else "no reason given"
