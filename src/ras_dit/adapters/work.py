@@ -1,0 +1,49 @@
+"""The arithmetic of each family of transformers, read off its configuration.
+
+Only what ``torch.utils.flop_counter`` counts is counted: matrix products, convolutions and
+attention, 2 FLOPs per multiply-add. Norms, activations and residual sums are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ras_dit.adapters.base import Work
+
+_TIMESTEP_CHANNELS = 256  # sinusoids that diffusers feeds to every timestep embedding
+_FEED_FORWARD = 2 * 4  # two matrices, four times as wide as the tokens, in units of width ** 2
+
+
+def sd3_work(config: Mapping[str, Any]) -> Work:
+    """Stable Diffusion 3 and 3.5, from ``SD3Transformer2DModel.config``.
+
+    Text and image tokens attend jointly in every block. The last block ignores what becomes of
+    the text. The ``dual_attention_layers`` of SD3.5 have a second attention of the image alone.
+    """
+    layers: int = config["num_layers"]
+    dual = sum(layer in range(layers) for layer in set(config["dual_attention_layers"] or ()))
+    width: int = config["num_attention_heads"] * config["attention_head_dim"]
+    square = width * width
+    patch: int = config["patch_size"] ** 2
+    in_channels: int = config["in_channels"]
+    output = patch * int(config["out_channels"] or in_channels)
+
+    conditioning = (_TIMESTEP_CHANNELS + config["pooled_projection_dim"]) * width + 2 * square
+    # Six modulations per block and stream, nine for the image where it attends twice; two for
+    # the text in the last block and two before the output.
+    modulations = (6 * layers + 3 * dual) + (6 * (layers - 1) + 2) + 2
+    image = (4 + _FEED_FORWARD) * layers + 4 * dual
+    text = (4 + _FEED_FORWARD) * (layers - 1) + 3
+    embedded_text = config["joint_attention_dim"] * config["caption_projection_dim"]
+    return Work(
+        per_sample=2 * (conditioning + modulations * square),
+        per_embedded_token=2 * patch * in_channels * width,
+        per_image_token=2 * (image * square + width * output),
+        per_text_token=2 * (text * square + embedded_text),
+        joint_pair=4 * layers * width,
+        image_pair=4 * dual * width,
+        joint_kv=2 * layers * width,
+        image_kv=2 * dual * width,
+        output=output,
+    )

@@ -1,0 +1,175 @@
+"""FLOPs and bytes of a plan or of a finished run, from the description alone, without weights.
+
+FLOPs are those of the transformer (matrix products, convolutions and attention, 2 per
+multiply-add, as ``torch.utils.flop_counter`` counts). Choosing the active tokens, the scheduler,
+text encoders and the autoencoder are left out; so is what a skipped layer saves.
+
+Letters: N image tokens, n active ones, T text tokens; ``batch`` always counts rows of the model
+batch: images times guidance branches, whether these run in one call or in several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from ras_dit.adapters.base import Work
+from ras_dit.errors import RASError
+from ras_dit.schedule import StepPlan
+from ras_dit.trace import Trace
+
+
+@dataclass(frozen=True)
+class RunCost:
+    """FLOPs of the transformer in one run.
+
+    Attributes:
+        dense: With every image token in every step, as the stock pipeline runs.
+        ras: As planned or really run; dense and reset steps and all text tokens are counted.
+    """
+
+    dense: int
+    ras: int
+
+    @property
+    def limit(self) -> float:
+        """FLOP limit of the denoising loop: the speed-up if FLOPs were all that takes time."""
+        return self.dense / self.ras
+
+    @property
+    def saved(self) -> float:
+        """Share of the dense FLOPs that is not spent, in [0, 1)."""
+        return 1 - self.ras / self.dense
+
+
+def forward_flops(
+    work: Work, *, batch: int, num_tokens: int, num_active: int, num_text_tokens: int
+) -> int:
+    """FLOPs of one call of the transformer.
+
+    Args:
+        work: The arithmetic of the transformer, ``description.work(transformer.config)``.
+        batch: Rows of the model batch.
+        num_tokens: Image tokens N per row.
+        num_active: Image tokens n per row that go through the blocks; N for a dense call.
+        num_text_tokens: Text tokens T per row.
+
+    Raises:
+        RASError: If a number is out of range.
+    """
+    _check_shape(batch, num_tokens, num_text_tokens)
+    if not 1 <= num_active <= num_tokens:
+        raise RASError(
+            f"num_active={num_active} of num_tokens={num_tokens}; "
+            f"expected between 1 and {num_tokens}"
+        )
+    row = (
+        work.per_sample
+        + work.per_embedded_token * num_tokens
+        + work.per_image_token * num_active
+        + work.per_text_token * num_text_tokens
+        + work.joint_pair * (num_active + num_text_tokens) * (num_tokens + num_text_tokens)
+        + work.image_pair * num_active * num_tokens
+        + work.cross_pair * num_active * num_text_tokens
+    )
+    return batch * row
+
+
+def plan_cost(
+    work: Work,
+    plans: Iterable[StepPlan],
+    *,
+    batch: int,
+    num_tokens: int,
+    num_text_tokens: int,
+) -> RunCost:
+    """FLOPs of a planned run.
+
+    Args:
+        work: The arithmetic of the transformer.
+        plans: One plan per call of ``scheduler.step``, from :func:`ras_dit.schedule.plan_steps`.
+        batch: Rows of the model batch in each step, over all guidance branches.
+        num_tokens: Image tokens N per row.
+        num_text_tokens: Text tokens T per row.
+
+    Raises:
+        RASError: If the plan is empty or a number is out of range.
+    """
+    counts = [plan.num_active for plan in plans]
+    return _run_cost(
+        work, [(batch, count) for count in counts], num_tokens, num_text_tokens, "the plan"
+    )
+
+
+def trace_cost(work: Work, trace: Trace) -> RunCost:
+    """FLOPs of a finished run, from the calls of the transformer that were really made.
+
+    Args:
+        work: The arithmetic of the transformer.
+        trace: The record of the run.
+
+    Raises:
+        RASError: If the trace holds no call of the transformer.
+    """
+    calls = [(call.batch, call.num_active) for step in trace.steps for call in step.calls]
+    return _run_cost(work, calls, trace.num_tokens, trace.num_text_tokens, "the trace")
+
+
+def cache_bytes(
+    work: Work, *, batch: int, num_tokens: int, num_text_tokens: int, dtype: torch.dtype
+) -> int:
+    """Bytes of all key, value and output caches of a run.
+
+    Args:
+        work: The arithmetic of the transformer.
+        batch: Rows of the model batch, over all guidance branches.
+        num_tokens: Image tokens N per row.
+        num_text_tokens: Text tokens T per row.
+        dtype: The transformer's dtype, in which everything is cached.
+
+    Raises:
+        RASError: If a number is out of range.
+    """
+    _check_shape(batch, num_tokens, num_text_tokens)
+    elements = (
+        work.joint_kv * (num_tokens + num_text_tokens)
+        + work.image_kv * num_tokens
+        + work.output * num_tokens
+    )
+    return batch * elements * dtype.itemsize
+
+
+def _run_cost(
+    work: Work,
+    calls: list[tuple[int, int]],
+    num_tokens: int,
+    num_text_tokens: int,
+    where: str,
+) -> RunCost:
+    """Sum over calls of (rows of the model batch, active tokens)."""
+    if not calls:
+        raise RASError(f"{where} holds no call of the transformer, so nothing can be compared")
+
+    def flops(batch: int, num_active: int) -> int:
+        return forward_flops(
+            work,
+            batch=batch,
+            num_tokens=num_tokens,
+            num_active=num_active,
+            num_text_tokens=num_text_tokens,
+        )
+
+    return RunCost(
+        dense=sum(flops(batch, num_tokens) for batch, _ in calls),
+        ras=sum(flops(batch, count) for batch, count in calls),
+    )
+
+
+def _check_shape(batch: int, num_tokens: int, num_text_tokens: int) -> None:
+    if batch < 1 or num_tokens < 1 or num_text_tokens < 0:
+        raise RASError(
+            f"batch={batch}, num_tokens={num_tokens}, num_text_tokens={num_text_tokens}; "
+            "expected at least 1, 1 and 0"
+        )

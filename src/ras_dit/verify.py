@@ -1,0 +1,327 @@
+"""The method's definition, run slowly: a full-length masked reference for every sparse run.
+
+The stock transformer runs on *all* image tokens in every step. In a sparse step, each attention
+operation then gets, for every inactive token, the key and value row of the last step in which
+that token was active (attention recovery, Eq. 2), and the noise prediction of inactive tokens
+gives way to the last one computed while they were active. Since tokens meet nowhere but in
+attention, this equals a run that computes the active tokens only.
+
+Nothing is shared with the code that makes sparse steps fast. Where the image tokens stand in an
+attended sequence is *measured* on the model (:mod:`ras_dit.probe`), not taken from its
+description: a wrong description makes the two disagree.
+
+Shape letters: B images, R rows of the model batch, N image tokens, A active tokens, S length of
+an attended sequence, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from ras_dit.adapters import describe
+from ras_dit.errors import RASError, UnsupportedError
+from ras_dit.probe import Operation, attention_call, noise_of, probe_attention, token_map
+from ras_dit.trace import Trace
+
+ActiveSets = Sequence[torch.Tensor | None]
+
+_ANOTHER_COMPUTATION = (
+    "a call of the transformer has other attention operations or sequences than the first call of "
+    "its branch; is RAS still enabled on it? Call ras_dit.disable(pipe) first"
+)
+
+
+def masked_reference(pipe: Any, active: Trace | ActiveSets, **call: Any) -> torch.Tensor:
+    """Run a stock pipeline with the given active sets at full length.
+
+    The pipeline is left as it was found. Generators in ``call`` are used up as in any run, so
+    give fresh ones. Compiled transformers and attention backends other than torch's
+    ``scaled_dot_product_attention`` cannot be followed.
+
+    Args:
+        pipe: A pipeline with a transformer and a scheduler, without RAS enabled.
+        active: A trace, or per call of ``scheduler.step`` the indices of the active tokens of
+            each image, int64 ``[B, A]``, ``None`` where all are active.
+        **call: The arguments of the pipeline's call.
+
+    Returns:
+        The final latents, as the pipeline gives them for ``output_type="latent"``.
+
+    Raises:
+        UnsupportedError: If the pipeline or its transformer is of an unknown kind.
+        RASError: If the active sets do not fit the run: another number of steps, of images or
+            of tokens.
+    """
+    transformer, scheduler = getattr(pipe, "transformer", None), getattr(pipe, "scheduler", None)
+    if transformer is None or scheduler is None:
+        raise UnsupportedError(
+            f"{type(pipe).__name__} has no transformer or no scheduler; expected a diffusers "
+            "pipeline such as StableDiffusion3Pipeline"
+        )
+    with MaskedReference(transformer, active) as reference:
+        with _after_each_step(scheduler, reference.next_step):
+            output = pipe(**{**call, "output_type": "latent", "return_dict": False})
+        latents: torch.Tensor = output[0]
+        reference.check_finished(images=latents.shape[0])
+    return latents
+
+
+class MaskedReference(TorchFunctionMode):
+    """Makes a stock transformer follow given active sets at full length, while entered.
+
+    ``transformer(...)`` may be called any number of times per step: the i-th call of a step is
+    branch i (of guidance) and has caches of its own. A branch without caches, or whose latents
+    changed their shape, runs dense by itself. :meth:`next_step` ends a step.
+
+    Args:
+        transformer: A transformer with a description, without RAS enabled.
+        active: As for :func:`masked_reference`.
+
+    Raises:
+        RASError: If the active sets are malformed or of another transformer; on a call, if they
+            do not fit its latents.
+    """
+
+    def __init__(self, transformer: nn.Module, active: Trace | ActiveSets) -> None:
+        super().__init__()
+        self._transformer = transformer
+        self._latents_name = describe(transformer).latents
+        self._grid: tuple[int, int] | None = None
+        if isinstance(active, Trace):
+            name = type(transformer).__name__
+            if active.transformer != name:
+                raise RASError(
+                    f"the trace is of a {active.transformer}, but the pipeline has a {name}"
+                )
+            self._grid = (active.grid.height, active.grid.width)
+            active = [step.active for step in active.steps]
+        self._active = list(active)
+        _check_sets(self._active)
+        self._branches: dict[int, _Branch] = {}
+        self._step = 0
+        self._next_branch = 0
+        self._running: _Branch | None = None
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> Self:
+        self._handles = [
+            self._transformer.register_forward_pre_hook(self._before, with_kwargs=True),
+            self._transformer.register_forward_hook(self._after),
+        ]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._branches.clear()
+        self._running = None
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+
+    def next_step(self) -> None:
+        """End a step: the next call of the transformer is the first branch of the next one."""
+        self._step += 1
+        self._next_branch = 0
+
+    def check_finished(self, images: int) -> None:
+        """Raises :class:`RASError` unless every step and every image had its active set."""
+        given = {sets.shape[0] for sets in self._active if sets is not None}
+        if given - {images}:
+            raise RASError(
+                f"there are active sets for {given.pop()} images, but the run made {images}; "
+                "give the call as many prompts as the recorded run had"
+            )
+        if self._step != len(self._active):
+            raise RASError(
+                f"there are active sets for {len(self._active)} steps, but the run made "
+                f"{self._step}; give the call the arguments of the run that was recorded"
+            )
+
+    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._step >= len(self._active):
+            raise RASError(
+                f"there are active sets for {len(self._active)} steps, but the run makes more; "
+                "give the call the arguments of the run that was recorded"
+            )
+        call = inspect.signature(self._transformer.forward).bind(*args, **kwargs)
+        latents = call.arguments.get(self._latents_name)
+        if not isinstance(latents, torch.Tensor):
+            raise UnsupportedError(
+                f"{type(self._transformer).__name__} was called without a tensor "
+                f"{self._latents_name!r}"
+            )
+        branch = self._branches.get(self._next_branch)
+        if branch is None or branch.latents_shape != latents.shape:
+            patch_size = getattr(getattr(self._transformer, "config", None), "patch_size", None)
+            tokens = token_map(latents, patch_size)
+            self._check_grid(latents, tokens)
+            operations = probe_attention(self._transformer, call, latents, tokens)
+            branch = _Branch(latents.shape, tokens, operations)
+            self._branches[self._next_branch] = branch
+        self._next_branch += 1
+        active = self._active[self._step]
+        mask = None if active is None else _active_mask(active, latents.shape[0], branch.tokens)
+        branch.start(mask)
+        self._running = branch
+
+    def _check_grid(self, latents: torch.Tensor, tokens: torch.Tensor) -> None:
+        if self._grid is None:  # sets alone do not tell
+            return
+        height, width = self._grid
+        fits = int(tokens.max()) + 1 == height * width
+        if latents.ndim == 4:
+            fits = fits and latents.shape[-2] * width == latents.shape[-1] * height
+        if not fits:
+            raise RASError(
+                f"the trace has {height} x {width} image tokens, but the latents are "
+                f"{list(latents.shape)}; give the call the height and width of the recorded run"
+            )
+
+    def _after(self, _: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+        branch, self._running = self._running, None
+        assert branch is not None
+        return _with_noise(output, branch.finish(noise_of(output)))
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._running is None or func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        query, key, value, rest = attention_call(*args, **kwargs)
+        key, value = self._running.recover(query, key, value)
+        return func(query, key, value, **rest)
+
+
+@dataclass
+class _Branch:
+    """One branch of guidance: where its tokens are, and what they last were while active."""
+
+    latents_shape: torch.Size
+    tokens: torch.Tensor
+    operations: list[Operation]
+    caches: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    noise: torch.Tensor | None = None
+    _mask: torch.Tensor | None = None
+    _made: int = 0
+
+    def start(self, mask: torch.Tensor | None) -> None:
+        """Begin a call; ``mask`` is bool ``[R, N]``, ``None`` where every token is active."""
+        self._mask = mask if self.noise is not None else None
+        self._made = 0
+        if self._mask is None:
+            self.caches.clear()
+
+    def recover(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Eq. 2 for one operation: ``[R, H, S, D]`` with the rows of inactive tokens recovered."""
+        if self._made == len(self.operations):
+            raise RASError(_ANOTHER_COMPUTATION)
+        operation, index = self.operations[self._made], self._made
+        if (query.shape[2], key.shape[2]) != (operation.num_queries, operation.tokens.shape[1]):
+            raise RASError(_ANOTHER_COMPUTATION)
+        self._made += 1
+        if self._mask is None:
+            self.caches.append((key, value))
+            return key, value
+        is_text = operation.tokens < 0
+        fresh = is_text | self._mask.gather(1, operation.tokens.clamp(min=0))
+        fresh = fresh[:, None, :, None]
+        old_key, old_value = self.caches[index]
+        self.caches[index] = torch.where(fresh, key, old_key), torch.where(fresh, value, old_value)
+        return self.caches[index]
+
+    def finish(self, noise: torch.Tensor) -> torch.Tensor:
+        """End a call: the noise prediction with that of inactive tokens held."""
+        if self._made != len(self.operations):
+            raise RASError(_ANOTHER_COMPUTATION)
+        if self._mask is not None:
+            assert self.noise is not None
+            fresh = self._mask[:, self.tokens]  # [R, H, W], or [R, N, 1] for packed latents
+            fresh = fresh.unsqueeze(1) if noise.ndim == 4 else fresh
+            noise = torch.where(fresh, noise, self.noise)
+        self.noise = noise.clone()
+        return noise
+
+
+def _with_noise(output: Any, noise: torch.Tensor) -> Any:
+    """A transformer's output, in its own form, with another noise prediction."""
+    if isinstance(output, torch.Tensor):
+        return noise
+    if isinstance(output, tuple):
+        return (noise, *output[1:])
+    output.sample = noise
+    return output
+
+
+def _active_mask(active: torch.Tensor, rows: int, tokens: torch.Tensor) -> torch.Tensor:
+    """Bool ``[R, N]``: the active sets of the images, repeated over the guidance branches."""
+    num_tokens = int(tokens.max()) + 1
+    images = active.shape[0]
+    if rows % images:
+        raise RASError(
+            f"the active sets are for {images} images, but the model batch has {rows} rows; "
+            "give the call as many prompts as the recorded run had"
+        )
+    if int(active.max()) >= num_tokens:
+        raise RASError(
+            f"token {int(active.max())} is active, but there are only {num_tokens} image tokens; "
+            "give the call the height and width of the recorded run"
+        )
+    active = active.to(tokens.device)
+    mask = torch.zeros(images, num_tokens, dtype=torch.bool, device=tokens.device)
+    return mask.scatter_(1, active, True).repeat(rows // images, 1)
+
+
+def _check_sets(active: ActiveSets) -> None:
+    images = {sets.shape[0] for sets in active if sets is not None and sets.ndim == 2}
+    for step, sets in enumerate(active):
+        if sets is None:
+            continue
+        if sets.ndim != 2 or sets.dtype != torch.int64 or 0 in sets.shape or len(images) > 1:
+            raise RASError(
+                f"the active set of step {step} is {sets.dtype} {list(sets.shape)}; expected "
+                "int64 [B, A] with the same number of images B in every step"
+            )
+        ordered = sets.sort(1).values
+        if bool((ordered[:, :1] < 0).any()) or bool((ordered[:, 1:] == ordered[:, :-1]).any()):
+            raise RASError(f"the active set of step {step} has negative or repeated tokens")
+
+
+@contextmanager
+def _after_each_step(scheduler: Any, notify: Callable[[], None]) -> Iterator[None]:
+    """Call ``notify`` after each ``scheduler.step``, until the block is left."""
+    stock = scheduler.step
+
+    @functools.wraps(stock)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        result = stock(*args, **kwargs)
+        notify()
+        return result
+
+    own = vars(scheduler)
+    shadowed = own.get("step")
+    own["step"] = step
+    try:
+        yield
+    finally:
+        if shadowed is None:
+            del own["step"]
+        else:
+            own["step"] = shadowed
