@@ -114,3 +114,11 @@ def sd3_inputs(
         "generator": [torch.Generator().manual_seed(100 * seed + i) for i in range(images)],
         "output_type": "latent",
     }
+
+
+def take(inputs: dict[str, Any], image: int) -> dict[str, Any]:
+    """The call that makes one image of a batch alone."""
+    return {
+        name: value[image : image + 1] if isinstance(value, torch.Tensor | list) else value
+        for name, value in inputs.items()
+    }

@@ -55,8 +55,9 @@ def _observed(stock: type, wrappers: dict[str, Wrapper]) -> type:
     watching: list[object] = []
 
     def reduce(self: Any, protocol: Any) -> Any:
-        make, arguments, *rest = cast("Any", stock).__reduce_ex__(self, protocol)
-        return make, tuple(stock if a is type(self) else a for a in arguments), *rest
+        _, arguments, *rest = cast("Any", stock).__reduce_ex__(self, protocol)
+        # Pickle insists that copyreg.__newobj__ gets the object's own class.
+        return object.__new__, (stock, *arguments[1:]), *rest
 
     namespace: dict[str, Any] = {
         "__module__": stock.__module__,

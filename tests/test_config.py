@@ -1,0 +1,129 @@
+"""RASConfig: what it refuses, and where it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from ras_dit import RASConfig, RASError
+from ras_dit.config import presets
+
+
+@pytest.mark.parametrize(
+    ("knob", "value"),
+    [
+        ("sample_ratio", 0),
+        ("sample_ratio", -0.5),
+        ("sample_ratio", 1.01),
+        ("sample_ratio", float("nan")),
+        ("sample_ratio", "half"),
+        ("sample_ratio", True),
+        ("warmup_steps", 0),
+        ("warmup_steps", 2.5),
+        ("stop_step", 0),
+        ("reset_steps", (0.3, 12)),
+        ("reset_steps", (1.5,)),
+        ("reset_steps", (-1,)),
+        ("reset_steps", "sometimes"),
+        ("reset_steps", 12),
+        ("reset_steps", (True,)),
+        ("metric", "variance"),
+        ("keep", "middle"),
+        ("starvation_scale", -0.1),
+        ("starvation_scale", float("inf")),
+        ("granularity", 0),
+        ("seed", -1),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_its_name_and_value(knob: str, value: Any) -> None:
+    with pytest.raises(RASError, match=knob) as caught:
+        RASConfig(**{knob: value})
+    assert repr(value).strip("()").split(",")[0] in str(caught.value)
+
+
+def test_an_empty_selective_window_is_refused() -> None:
+    with pytest.raises(RASError, match="stop_step=4 leaves no sparse step"):
+        RASConfig(warmup_steps=4, stop_step=4)
+
+
+def test_it_is_frozen_and_compares_by_value() -> None:
+    config = RASConfig(sample_ratio=0.5, reset_steps=[20, 12, 12])
+    assert config == RASConfig(sample_ratio=0.5, reset_steps=(12, 20))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.sample_ratio = 0.3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("metric", "keep", "kept"),
+    [
+        ("std", "auto", "low"),
+        ("l2", "auto", "high"),
+        (lambda noise: noise.mean((-1, -2)), "auto", "high"),
+        ("std", "high", "high"),
+        ("l2", "low", "low"),
+    ],
+)
+def test_auto_keeps_the_papers_direction(metric: Any, keep: Any, kept: str) -> None:
+    assert RASConfig(metric=metric, keep=keep).kept_scores == kept
+
+
+def test_every_preset_loads_by_its_name() -> None:
+    assert {"quality", "balanced", "fast"} <= set(presets())
+    for name in presets():
+        assert isinstance(RASConfig.load(name), RASConfig)
+    assert (
+        RASConfig.load("quality").sample_ratio
+        > RASConfig.load("balanced").sample_ratio
+        > RASConfig.load("fast").sample_ratio
+    )
+
+
+def test_plain_data_and_yaml_round_trip(tmp_path: Path) -> None:
+    config = RASConfig(sample_ratio=0.3, reset_steps=(0.25, 0.75), metric="l2", granularity=8)
+    file = tmp_path / "my.yaml"
+    file.write_text(yaml.safe_dump(config.to_dict()))
+    assert RASConfig.load(file) == RASConfig.load(str(file)) == config
+    assert RASConfig.load(config.to_dict()) == config
+    assert RASConfig.load(config) is config
+    assert RASConfig.load(None) == RASConfig()
+
+
+def test_callables_do_not_go_into_files() -> None:
+    with pytest.raises(RASError, match="callable"):
+        RASConfig(metric=torch.Tensor.sum).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sample_ratio: [", "not valid YAML"),
+        ("- 1\n- 2", "holds a list"),
+        ("ratio: 0.5", "unknown field ratio"),
+        ("sample_ratio: 3", "sample_ratio=3"),
+        ("metric: !!python/name:os.system", "not valid YAML"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_text(text)
+    with pytest.raises(RASError, match=message):
+        RASConfig.load(file)
+
+
+@pytest.mark.parametrize("source", ["fastest", "missing.yaml", 0.5])
+def test_an_unknown_source_is_refused(source: Any) -> None:
+    with pytest.raises(RASError):
+        RASConfig.load(source)
+
+
+def test_replace_validates_again() -> None:
+    assert RASConfig().replace(sample_ratio=0.25).sample_ratio == 0.25
+    with pytest.raises(RASError, match="sample_ratio=2"):
+        RASConfig().replace(sample_ratio=2)
+    with pytest.raises(RASError, match="no field ratio"):
+        RASConfig().replace(ratio=0.5)
