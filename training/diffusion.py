@@ -1,0 +1,299 @@
+"""Diffusion training: the transformer and the three text encoders together, from a curriculum.
+
+    python -m training.diffusion --art ASSETS --work WORK [--config FILE] [--init-from FOLDER]
+
+Continues from WORK/diffusion.pt where it is; else from an exported pipeline (`--init-from`);
+else from nothing. SIGTERM saves and ends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import json
+import logging
+import random
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from ras_dit.world import Mixture, caption, sample_scene
+from training.latents import to_latents
+from training.models import (
+    LATENTS_PER_TOKEN,
+    PIXELS_PER_LATENT,
+    Texts,
+    load_parts,
+    make_transformer,
+)
+from training.render import Art, render
+from training.tokens import choose, forward, gather, patches
+
+logger = logging.getLogger(__name__)
+TOKEN = PIXELS_PER_LATENT * LATENTS_PER_TOKEN
+BINS = 5  # noise levels that the log tells apart
+FULL_STOP = 0.05  # share of captions that end with one
+
+
+@dataclass(frozen=True)
+class View:
+    """A kind of batch: canvas in pixels, tokens kept of it, and how often it is drawn."""
+
+    width: int = 256
+    height: int = 256
+    tokens: int = 128
+    window: int = 0
+    batch: int = 32
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: `images` seen, on which views, of which scenes, at which noise."""
+
+    images: int
+    views: tuple[View, ...] = (View(),)
+    mixture: Mixture = field(default_factory=Mixture)
+    rate: float = 1e-3
+    final_rate: float | None = None
+    noise_mean: float = 0.5
+    noise_width: float = 1.2
+    jitter: int = 0
+    detailed: float = 0.0
+    rows: dict[int, float] = field(default_factory=lambda: {16: 1.0})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole of diffusion training."""
+
+    phases: tuple[Phase, ...]
+    seed: int = 0
+    warmup: int = 100
+    average: float = 0.998
+    drop_text: float = 0.1
+    save_seconds: float = 300.0
+
+
+def load_plan(path: Path) -> Plan:
+    """The plan in a YAML file."""
+    data: dict[str, Any] = yaml.safe_load(path.read_text())
+    phases = []
+    for item in data.pop("phases"):
+        if "views" in item:
+            item["views"] = tuple(View(**view) for view in item["views"])
+        if "mixture" in item:
+            item["mixture"] = Mixture(**item["mixture"])
+        phases.append(Phase(**item))
+    return Plan(phases=tuple(phases), **data)
+
+
+def where(plan: Plan, images: int) -> tuple[int, Phase, float]:
+    """Index, phase and learning rate after so many images."""
+    start = 0
+    for index, phase in enumerate(plan.phases):
+        if images < start + phase.images:
+            done = (images - start) / phase.images
+            final = phase.rate if phase.final_rate is None else phase.final_rate
+            return index, phase, phase.rate + (final - phase.rate) * done
+        start += phase.images
+    return len(plan.phases), plan.phases[-1], 0.0
+
+
+class Averaged:
+    """An exponential moving average of parameters, with a warm-up."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards the parameters of now."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
+
+
+@dataclass
+class Training:
+    """Everything that a checkpoint holds."""
+
+    texts: Texts
+    model: nn.ModuleDict
+    average: Averaged
+    optimizer: torch.optim.AdamW
+    images: int = 0
+    updates: int = 0
+
+    @classmethod
+    def start(cls, plan: Plan, init_from: Path | None) -> Training:
+        """Fresh or exported weights, a fresh optimizer."""
+        torch.manual_seed(plan.seed)
+        if init_from is None:
+            transformer, texts = make_transformer(), Texts.make()
+        else:
+            transformer, texts, _ = load_parts(init_from)
+        model = texts.encoders
+        model["transformer"] = transformer
+        model.train().requires_grad_(True)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.0, fused=True
+        )
+        return cls(texts, model, Averaged(model, plan.average), optimizer)
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint, whole or not at all."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.model.state_dict(),
+            "average_updates": self.average.updates,
+            "optimizer": self.optimizer.state_dict(),
+            "images": self.images,
+            "updates": self.updates,
+        }
+        torch.save(state, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+
+    def load(self, path: Path) -> None:
+        """Continue from a checkpoint."""
+        state = torch.load(path, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.average.model.load_state_dict(state["average"])
+        self.average.updates = state["average_updates"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.images, self.updates = state["images"], state["updates"]
+
+
+def draw_batch(
+    art: Art, phase: Phase, view: View, rng: random.Random, drop_text: float
+) -> tuple[Tensor, list[str]]:
+    """Latents of rendered scenes and their captions, some of them dropped."""
+    images, prompts = [], []
+    for _ in range(view.batch):
+        scene = sample_scene(rng, phase.mixture)
+        pixels = render(art, scene, view.width, view.height, rng, phase.jitter)
+        images.append(torch.from_numpy(pixels))
+        text = caption(scene, detailed=rng.random() < phase.detailed)
+        if rng.random() < FULL_STOP:
+            text += "."
+        prompts.append("" if rng.random() < drop_text else text)
+    stacked = torch.stack(images).permute(0, 3, 1, 2) * 2 - 1
+    return to_latents(stacked), prompts
+
+
+def loss_of(
+    training: Training,
+    latents: Tensor,
+    prompts: list[str],
+    view: View,
+    phase: Phase,
+    t5_rows: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean loss, with the loss and the noise level of each image."""
+    batch = len(prompts)
+    grid = (view.height // TOKEN, view.width // TOKEN)
+    index = choose(batch, *grid, view.tokens, view.window, generator)
+    clean = gather(patches(latents, LATENTS_PER_TOKEN), index)
+    noise = torch.randn(clean.shape, generator=generator)
+    normal = torch.randn(batch, generator=generator)
+    sigma = torch.sigmoid(phase.noise_mean + phase.noise_width * normal)
+    noisy = torch.lerp(clean, noise, sigma[:, None, None])
+    with torch.autocast("cpu", torch.bfloat16):
+        rows, pooled = training.texts.encode(prompts, t5_rows)
+        velocity = forward(
+            training.model["transformer"], noisy, index, grid, sigma * 1000, rows, pooled
+        )
+    each = (velocity.float() - (noise - clean)).square().mean(dim=(1, 2))
+    return each.mean(), each.detach(), sigma
+
+
+def train(plan: Plan, art: Art, work: Path, init_from: Path | None, compiled: bool) -> None:
+    """Run the plan to its end, saving as it goes."""
+    checkpoint = work / "diffusion.pt"
+    training = Training.start(plan, init_from)
+    if checkpoint.exists():
+        training.load(checkpoint)
+    if compiled:
+        for block in training.model["transformer"].transformer_blocks:
+            block.compile()
+    parameters = list(training.model.parameters())
+    # What is drawn depends on the seed and on how far training has come.
+    rng = random.Random(f"{plan.seed} {training.images}")
+    generator = torch.Generator().manual_seed(plan.seed + training.images)
+    saved = reported = time.monotonic()
+    total = torch.zeros(BINS)
+    seen = torch.zeros(BINS)
+    last = training.images
+    stopped: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
+    while not stopped:
+        number, phase, rate = where(plan, training.images)
+        if number == len(plan.phases):
+            break
+        rate *= min(1.0, (training.updates + 1) / plan.warmup)
+        view = rng.choices(phase.views, [view.weight for view in phase.views])[0]
+        t5_rows = rng.choices(list(phase.rows), list(phase.rows.values()))[0]
+        latents, prompts = draw_batch(art, phase, view, rng, plan.drop_text)
+        mean, each, sigma = loss_of(training, latents, prompts, view, phase, t5_rows, generator)
+        mean.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
+        for group in training.optimizer.param_groups:
+            group["lr"] = rate
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+        training.average.update(training.model)
+        training.images += len(prompts)
+        training.updates += 1
+        bins = (sigma * BINS).long().clamp(max=BINS - 1)
+        total.index_add_(0, bins, each)
+        seen.index_add_(0, bins, torch.ones_like(each))
+        now = time.monotonic()
+        if training.updates % 50 == 0:
+            line = {
+                "images": training.images,
+                "phase": number,
+                "rate": round(rate, 6),
+                "loss": round(float(total.sum() / seen.sum()), 4),
+                "by_noise": [round(float(x), 3) for x in total / seen.clamp(min=1)],
+                "per_second": round((training.images - last) / (now - reported), 1),
+            }
+            logger.info("%s", json.dumps(line))
+            total.zero_()
+            seen.zero_()
+            last, reported = training.images, now
+        if now - saved > plan.save_seconds:
+            training.save(checkpoint)
+            saved = time.monotonic()
+    training.save(checkpoint)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--art", type=Path, required=True, help="folder of the webp pictures")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoints")
+    parser.add_argument("--config", type=Path, default=Path(__file__).parent / "diffusion.yaml")
+    parser.add_argument("--init-from", type=Path, help="an exported pipeline to continue from")
+    parser.add_argument("--compile", action="store_true", help="compile the blocks")
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    plan = load_plan(options.config)
+    logger.info("%s", json.dumps(dataclasses.asdict(plan)))
+    train(plan, Art(options.art), options.work, options.init_from, options.compile)
+
+
+if __name__ == "__main__":
+    main()
