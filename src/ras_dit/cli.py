@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _one_line_warnings(verbose=verbose):
         try:
             status = app(words, prog_name="ras-dit", standalone_mode=False)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, typer.Abort):
             return _fail("interrupted", 130)
         except Exception as error:  # noqa: BLE001  (the program's last resort)
             if verbose:
@@ -306,10 +306,11 @@ def _one_line_warnings(*, verbose: bool) -> Iterator[None]:
 
 
 class _OneLine(logging.Handler):
-    """Every record as one line on stderr."""
+    """Warnings as one line on stderr; what is logged as an error is also raised, and told then."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        _say("warning" if record.levelno < logging.ERROR else "error", record.getMessage())
+        if record.levelno < logging.ERROR:
+            _say("warning", record.getMessage())
 
 
 @contextlib.contextmanager

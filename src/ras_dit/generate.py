@@ -147,10 +147,10 @@ def generate(
             handle = stack.enter_context(ras_dit.enable(pipeline, config))
         clock = stack.enter_context(_loop_clock(pipeline, on_step))
         started = clock.now()
-        images = pipeline(**_call_arguments(pipeline, job), callback_on_step_end=clock.end_step)
+        images = _run(pipeline, job, clock)
         total = clock.now() - started
         trace = None if handle is None else handle.trace
-    return Generated(tuple(images.images), clock.seconds, total, trace)
+    return Generated(images, clock.seconds, total, trace)
 
 
 def compare(
@@ -227,6 +227,19 @@ def check_size(pipeline: Any, job: Job) -> None:
             raise RASError(f"{name}={value} is above this model's limit of {largest * side} pixels")
 
 
+def _run(pipeline: Any, job: Job, clock: _LoopClock) -> tuple[Image.Image, ...]:
+    try:
+        output = pipeline(**_call_arguments(pipeline, job), callback_on_step_end=clock.end_step)
+    except RASError:
+        raise
+    except ValueError as error:
+        if clock.started:
+            raise
+        # Pipelines check their arguments before they call the transformer.
+        raise RASError(f"{type(pipeline).__name__} refuses this job: {error}") from error
+    return tuple(output.images)
+
+
 def _call_arguments(pipeline: Any, job: Job) -> dict[str, Any]:
     given = {
         "num_inference_steps": job.num_inference_steps,
@@ -248,6 +261,10 @@ class _LoopClock:
         self._on_step = on_step
         self._started: float | None = None
         self.seconds = 0.0
+
+    @property
+    def started(self) -> bool:
+        return self._started is not None
 
     def now(self) -> float:
         if torch.cuda.is_available() and self._pipeline.transformer.device.type == "cuda":

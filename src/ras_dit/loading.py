@@ -80,11 +80,19 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except RuntimeError as error:
+        raise RASError(f"device {name!r} is unknown; expected auto, cpu, cuda, ...") from error
+    present = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+        "xpu": torch.xpu.device_count(),
+    }.get(device.type, 0)
+    if (device.index or 0) >= present:
         raise RASError(
-            f"device {name!r} cannot be used here: {_first_line(error)}; use cpu or auto"
-        ) from error
+            f"device {name!r} cannot be used: torch sees {present} {device.type} devices here; "
+            "use cpu or auto"
+        )
     return device
 
 
