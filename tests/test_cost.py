@@ -14,7 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipelines import JOINT, POOLED, sd3_transformer
+import ras_dit
+from pipelines import JOINT, POOLED, sd3_inputs, sd3_pipeline, sd3_transformer
 from ras_dit.adapters.base import Work
 from ras_dit.adapters.work import sd3_work
 from ras_dit.config import RASConfig
@@ -184,6 +185,34 @@ def test_a_full_size_model_is_counted_without_weights(active: int) -> None:
     assert counted == forward_flops(
         sd3_work(SD35_MEDIUM), batch=2, num_tokens=4096, num_active=active, num_text_tokens=333
     )
+
+
+@pytest.mark.parametrize("dual", [False, True], ids=["sd3", "sd35"])
+@pytest.mark.parametrize("guidance", [1.0, 4.0], ids=["no guidance", "guidance"])
+def test_a_real_run_costs_what_its_trace_says(dual: bool, guidance: float) -> None:
+    pipe = sd3_pipeline(dual=dual)
+    inputs = sd3_inputs(2) | {"guidance_scale": guidance}
+    with (
+        ras_dit.enable(pipe, sample_ratio=0.4) as handle,
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        pipe(**inputs)
+    trace = handle.trace
+    assert trace is not None
+    work = sd3_work(pipe.transformer.config)
+    cost = trace_cost(work, trace)
+    assert counter.get_total_flops() == cost.ras
+    assert trace.cache_bytes == cache_bytes(
+        work,
+        batch=trace.steps[0].calls[0].batch,
+        num_tokens=trace.num_tokens,
+        num_text_tokens=trace.num_text_tokens,
+        dtype=torch.float32,
+    )
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        pipe(**inputs)
+    assert counter.get_total_flops() == cost.dense
 
 
 def test_grouped_self_attention_and_cross_attention_can_be_expressed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from typing import Any
 
@@ -11,7 +12,10 @@ from diffusers import FlowMatchHeunDiscreteScheduler, StableDiffusion3Pipeline
 from torch import nn
 from torch.nn import functional as F
 
+import ras_dit
 from pipelines import JOINT, POOLED, TEXT_TOKENS, sd3_inputs, sd3_pipeline, sd3_transformer
+from ras_dit import probe as probe_module
+from ras_dit import verify as verify_module
 from ras_dit.errors import RASError, UnsupportedError
 from ras_dit.probe import probe_attention, token_map
 from ras_dit.tokens import TokenGrid
@@ -238,6 +242,17 @@ def test_keys_outlive_steps_in_which_their_token_is_inactive() -> None:
         assert bool(difference > 1e-3) is counts
 
 
+def test_a_dense_step_makes_what_came_before_irrelevant() -> None:
+    transformer = sd3_transformer(dual=True)
+    half = torch.arange(N // 2).unsqueeze(0)
+    first, second = (
+        follow(transformer, [None, half, None, half], [[call_inputs(s)] for s in (seed, 7, 8, 9)])
+        for seed in (1, 2)
+    )
+    assert not torch.equal(first[1][0], second[1][0])
+    assert torch.equal(first[3][0], second[3][0])
+
+
 def test_branches_in_calls_of_their_own_equal_branches_in_one_batch() -> None:
     transformer, sets = sd3_transformer(dual=True), random_sets(steps=3, dense=(0,))
     together = [call_inputs(step, rows=2) for step in range(3)]
@@ -387,3 +402,22 @@ def test_a_transformer_that_is_already_sparse_is_refused() -> None:
         block.register_forward_pre_hook(shorten, with_kwargs=True)
         with pytest.raises(RASError, match="is RAS still enabled"):
             transformer(**call_inputs(1))
+
+
+def test_a_pipeline_with_ras_enabled_is_refused() -> None:
+    pipe = sd3_pipeline()
+    with (
+        ras_dit.enable(pipe, sample_ratio=0.4),
+        pytest.raises(RASError, match="is RAS still enabled"),
+    ):
+        masked_reference(pipe, random_sets(), **sd3_inputs())
+
+
+def test_nothing_is_shared_with_the_engine() -> None:
+    imported = {
+        node.module
+        for module in (probe_module, verify_module)
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ras_dit")
+    }
+    assert imported == {"ras_dit.adapters", "ras_dit.errors", "ras_dit.probe", "ras_dit.trace"}

@@ -2,7 +2,8 @@
 
 FLOPs are those of the transformer (matrix products, convolutions and attention, 2 per
 multiply-add, as ``torch.utils.flop_counter`` counts). Choosing the active tokens, the scheduler,
-text encoders and the autoencoder are left out; so is what a skipped layer saves.
+text encoders and the autoencoder are left out. A call that skips layers, as skip-layer guidance
+does, counts as a whole one.
 
 Letters: N image tokens, n active ones, T text tokens; ``batch`` always counts rows of the model
 batch: images times guidance branches, whether these run in one call or in several.
