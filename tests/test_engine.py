@@ -27,6 +27,7 @@ from diffusers.models.attention_processor import JointAttnProcessor2_0
 import ras_dit
 from pipelines import sd3_inputs, sd3_pipeline, sd3_transformer
 from ras_dit.cache import KVCache
+from ras_dit.schedule import plan_steps
 from ras_dit.verify import masked_reference
 
 SPARSE = {"sample_ratio": 0.4, "warmup_steps": 2, "reset_steps": (6,)}
@@ -473,3 +474,47 @@ def test_a_loop_of_ones_own_is_accelerated_too() -> None:
     assert [call.num_active for step in handle.trace.steps for call in step.calls] == [60] + [
         24
     ] * 5
+
+
+# -- schedules and replay -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"schedule": "linear", "sample_ratio": 0.4},
+        {"schedule": (1.0, 0.5, 0.3, 0.3, 1.0, 0.6, 0.2, 0.2, 0.2, 0.2)},
+        {"starvation": "since_refresh", "sample_ratio": 0.3, "reset_steps": (6,)},
+    ],
+    ids=["linear", "list", "since refresh"],
+)
+def test_every_schedule_equals_the_reference(config: dict[str, Any]) -> None:
+    pipe = sd3_pipeline()
+    with ras_dit.enable(pipe, **config) as handle:
+        latents = pipe(**sd3_inputs(2)).images
+    assert handle.trace is not None
+    planned = plan_steps(handle.config, 10, 60)
+    assert [step.num_active for step in handle.trace.steps] == [p.num_active for p in planned]
+    reference = masked_reference(pipe, handle.trace, **sd3_inputs(2))
+    torch.testing.assert_close(latents, reference, atol=1e-4, rtol=0)
+
+
+def test_a_replayed_trace_gives_the_same_picture() -> None:
+    pipe = sd3_pipeline()
+    with ras_dit.enable(pipe, **SPARSE | {"metric": "random", "seed": 7}) as handle:
+        expected = pipe(**sd3_inputs(2)).images
+    assert handle.trace is not None
+    recorded = ras_dit.Trace.from_json(handle.trace.to_json())
+    with ras_dit.enable(pipe, replay=recorded) as handle:
+        assert torch.equal(pipe(**sd3_inputs(2)).images, expected)
+        assert handle.trace is not None
+        assert handle.trace.to_json() == recorded.to_json()
+        with pytest.raises(ras_dit.RASError, match=r"2 images, and this run makes 1"):
+            pipe(**sd3_inputs(1))
+        with pytest.raises(ras_dit.RASError, match=r"10 steps, and this is .* 8 steps"):
+            pipe(**sd3_inputs(2) | {"num_inference_steps": 8})
+        with pytest.raises(ras_dit.RASError, match=r"does not fit this run"):
+            pipe(**sd3_inputs(2) | {"height": 40})
+        assert torch.equal(pipe(**sd3_inputs(2)).images, expected)
+        with pytest.raises(ras_dit.RASError, match="another trace to replay"):
+            ras_dit.enable(pipe)

@@ -23,6 +23,7 @@ import ras_dit
 from pipelines import sd3_inputs, sd3_pipeline, take
 from ras_dit.adapters import DESCRIPTIONS
 from ras_dit.cache import KVCache
+from ras_dit.schedule import StepPlan
 from ras_dit.session import Session
 from ras_dit.verify import masked_reference
 
@@ -271,9 +272,11 @@ def test_the_order_of_active_tokens_is_irrelevant(monkeypatch: pytest.MonkeyPatc
     expected, _ = run(pipe, SPARSE, **sd3_inputs(2))
     select = Session._select
 
-    def shuffled(self: Session, noise: torch.Tensor, count: int) -> torch.Tensor:
-        active = select(self, noise, count)
-        return active[:, torch.randperm(count, generator=torch.Generator().manual_seed(1))]
+    def shuffled(self: Session, noise: torch.Tensor, plan: StepPlan) -> torch.Tensor:
+        active = select(self, noise, plan)
+        return active[
+            :, torch.randperm(plan.num_active, generator=torch.Generator().manual_seed(1))
+        ]
 
     monkeypatch.setattr(Session, "_select", shuffled)
     latents, _ = run(pipe, SPARSE, **sd3_inputs(2))

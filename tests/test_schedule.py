@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,3 +69,74 @@ def test_every_plan_is_sound(ratio: float, tokens: int, granularity: int, steps:
 def test_nothing_to_plan_is_refused(steps: int, tokens: int) -> None:
     with pytest.raises(RASError, match="at least 1"):
         plan_steps(RASConfig(), steps, tokens)
+
+
+@pytest.mark.parametrize("ratio", [0.125, 0.25, 0.5, 0.75])
+@pytest.mark.parametrize("first", [None, 0.9, 0.1])
+@pytest.mark.parametrize("granularity", [1, 64])
+def test_a_linear_schedule_has_its_mean(
+    ratio: float, first: float | None, granularity: int
+) -> None:
+    if first is not None and not 0 < 2 * ratio - first <= 1:
+        with pytest.raises(RASError, match="would end at"):
+            RASConfig(sample_ratio=ratio, schedule="linear", first_ratio=first)
+        return
+    config = RASConfig(
+        sample_ratio=ratio, schedule="linear", first_ratio=first, granularity=granularity
+    )
+    plan = plan_steps(config, 28, 4096)
+    window = [step.num_active for step in plan if step.index >= 4 and step.index not in (12, 20)]
+    assert abs(sum(window) / len(window) - ratio * 4096) <= granularity
+    assert abs(window[0] - config.ratio_range[0] * 4096) <= granularity
+    falling = config.ratio_range[0] > ratio
+    assert window == sorted(window, reverse=falling)
+
+
+def test_a_list_names_every_step() -> None:
+    ratios = (1.0, 1.0, 0.5, 0.25, 1.0, 0.75)
+    config = RASConfig(schedule=ratios)
+    assert config.sample_ratio == 0.5
+    assert [step.num_active for step in plan_steps(config, 6, 64)] == [64, 64, 32, 16, 64, 48]
+    assert RASConfig.load(config.to_dict()) == config
+    with pytest.raises(RASError, match="names 6 steps, and the run makes 7"):
+        plan_steps(config, 7, 64)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"schedule": (0.5, 0.5)}, r"schedule\[0\]=0.5; expected 1.0"),
+        ({"schedule": (1.0, 0.0)}, r"schedule\[1\]=0.0; expected in \(0, 1\] \(skipped"),
+        ({"schedule": (1.0, 1.5)}, r"schedule\[1\]=1.5"),
+        ({"schedule": ()}, "schedule=()"),
+        ({"schedule": "cosine"}, "schedule='cosine' is unknown"),
+        ({"schedule": 3}, "schedule=3"),
+        ({"schedule": (1.0, 0.5), "warmup_steps": 2}, "names every step"),
+        ({"schedule": (1.0, 0.5), "sample_ratio": 0.3}, "sample_ratio=0.3 cannot be met"),
+        ({"first_ratio": 0.7}, "first_ratio=0.7 is for schedule"),
+        ({"schedule": "linear", "first_ratio": 2.0}, "first_ratio=2.0"),
+        ({"starvation": "never"}, "starvation='never'"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(RASError, match=message):
+        RASConfig(**knobs)
+
+
+def test_a_callable_gives_the_ratio_of_selective_steps() -> None:
+    config = RASConfig(
+        schedule=lambda index, steps: index / steps, warmup_steps=2, reset_steps=(4,)
+    )
+    counts = [step.num_active for step in plan_steps(config, 8, 80)]
+    assert counts == [80, 80, 20, 30, 80, 50, 60, 70]
+    with pytest.raises(RASError, match=r"schedule\(4, 28\) returned 0"):
+        plan_steps(RASConfig(schedule=lambda _index, _steps: 0.0), 28, 80)
+    with pytest.raises(RASError, match="callable"):
+        config.to_dict()
+
+
+def test_the_paper_keeps_its_resets_for_other_numbers_of_steps() -> None:
+    plan = plan_steps(RASConfig.paper("sd3", 0.25), 14, 4096)
+    assert [step.index for step in plan if step.kind == "dense"] == [0, 1, 2, 3, 7, 11]
+    with pytest.raises(RASError, match="model='flux'"):
+        RASConfig.paper("flux", 0.5)  # type: ignore[arg-type]

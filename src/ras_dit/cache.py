@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from ras_dit.errors import UnsupportedError
 from ras_dit.tokens import scatter_rows
 
 TokenOrder = Literal["image_first", "text_first"]
@@ -24,14 +25,43 @@ class FreshRows:
         active: Sorted active tokens, int64 ``[B, A]``, one row per row of the model batch.
         num_tokens: Image tokens N.
         order: Where the image tokens stand in a sequence that also holds text.
+        images: Images among the rows, whose sets repeat over the guidance branches; all rows are
+            images of their own where it is not given.
     """
 
-    def __init__(self, active: torch.Tensor, num_tokens: int, order: TokenOrder) -> None:
+    def __init__(
+        self,
+        active: torch.Tensor,
+        num_tokens: int,
+        order: TokenOrder,
+        images: int | None = None,
+    ) -> None:
         self.active = active
         self.num_tokens = num_tokens
         self.order = order
+        self.images = images or active.shape[0]
+        self._parts: dict[int, FreshRows] = {}
         self._positions: dict[int, torch.Tensor] = {}
         self._rows: dict[tuple[int, int], torch.Tensor] = {}
+
+    def part(self, batch: int) -> FreshRows:
+        """The rows of an operation on some of the guidance branches alone.
+
+        Raises:
+            UnsupportedError: If the operation splits the images of a branch.
+        """
+        if batch == self.active.shape[0]:
+            return self
+        if batch % self.images or batch > self.active.shape[0]:
+            raise UnsupportedError(
+                f"an attention operation on {batch} of {self.active.shape[0]} rows, which are "
+                f"branches of {self.images} images; expected whole branches"
+            )
+        if batch not in self._parts:
+            # Branches are stacked, so every run of whole branches has the same sets.
+            active = self.active[:batch]
+            self._parts[batch] = FreshRows(active, self.num_tokens, self.order, self.images)
+        return self._parts[batch]
 
     def positions(self, num_keys: int) -> torch.Tensor:
         """Positions in a sequence of N + T keys, int64 ``[B, A + T]``, in the sparse order."""
@@ -68,13 +98,22 @@ class KVCache:
     Tensors are the attention operator's own arguments; ``token_dim`` is 2 for
     ``[B, H, S, D]`` (``scaled_dot_product_attention``) and 1 for ``[B, S, H, D]``.
     They are kept by reference: the dense step that made them is over when they are written to.
+
+    ``scale`` and ``mask`` are the operator's too. A processor may derive them from the length of
+    its sequence, which is shorter in a sparse step: those of the whole sequence hold.
     """
 
     def __init__(
-        self, key: torch.Tensor, value: torch.Tensor, token_dim: int, scale: float | None
+        self,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        token_dim: int,
+        scale: float | None,
+        mask: torch.Tensor | None = None,
     ) -> None:
         self.token_dim = token_dim
         self.scale = scale
+        self.mask = mask
         self.num_keys = key.shape[token_dim]
         self._key = _Rows(key, token_dim)
         self._value = _Rows(value, token_dim)
@@ -82,7 +121,32 @@ class KVCache:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return self._key.whole.nbytes + self._value.whole.nbytes
+        # A mask that is the same for every query takes next to nothing, however it is expanded.
+        by_query = self.mask is not None and self.mask.ndim > 1 and self.mask.stride(-2) != 0
+        mask = self.mask.untyped_storage().nbytes() if self.mask is not None and by_query else 0
+        return self._key.whole.nbytes + self._value.whole.nbytes + mask
+
+    def mask_of(
+        self, mask: torch.Tensor | None, num_queries: int, fresh: FreshRows
+    ) -> torch.Tensor | None:
+        """The mask between the fresh queries and the keys of the whole sequence.
+
+        Args:
+            mask: The mask that the processor gave, ``[(B, H,) queries, keys]``.
+            num_queries: Fresh queries.
+            fresh: Where their rows belong.
+        """
+        if mask is None:
+            return None
+        if mask.shape[-1] not in {1, self.num_keys}:  # made for the fresh keys alone
+            assert self.mask is not None
+            mask = self.mask
+        if mask.ndim == 1 or mask.shape[-2] in {1, num_queries}:
+            return mask
+        batch = fresh.active.shape[0]
+        mask = mask.view((1,) * (4 - mask.ndim) + mask.shape).expand(batch, -1, -1, -1)
+        rows = fresh.positions(self.num_keys)
+        return mask.take_along_dim(rows[:, None, :, None], dim=2)
 
     def merge(
         self, key: torch.Tensor, value: torch.Tensor, fresh: FreshRows

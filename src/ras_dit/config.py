@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import yaml
 
-from ras_dit.errors import RASError
+from ras_dit.errors import RASError, RASWarning
+from ras_dit.public_code import PUBLIC_STARVATION_SCALE, PublicCode
+from ras_dit.validation import ResetSteps, check_int, check_number, checked_resets
 
 if TYPE_CHECKING:
     import torch
@@ -19,10 +22,14 @@ if TYPE_CHECKING:
 Metric = Literal["std", "l2", "random"]
 MetricFunction = Callable[["torch.Tensor"], "torch.Tensor"]
 Keep = Literal["low", "high", "auto"]
-ResetSteps = Literal["auto"] | tuple[int, ...] | tuple[float, ...]
+Schedule = Literal["constant", "linear"] | tuple[float, ...] | Callable[[int, int], float]
+Starvation = Literal["total", "since_refresh"]
 
 METRICS: tuple[Metric, ...] = ("std", "l2", "random")
 _KEEPS: tuple[Keep, ...] = ("low", "high", "auto")
+_STARVATIONS: tuple[Starvation, ...] = ("total", "since_refresh")
+# Resets of the paper as fractions of the selective window: 12 and 20 of 28 and of 30 steps.
+_PAPER_RESETS = {"sd3": (8 / 24, 16 / 24), "lumina": (8 / 26, 16 / 26)}
 # The paper's direction: a low standard deviation marks the main subject (Eq. 1), a large norm a
 # region in need of refinement (supplementary material, section 6.1).
 _PAPER_KEEP: Mapping[str, Literal["low", "high"]] = {"std": "low", "l2": "high", "random": "high"}
@@ -53,9 +60,20 @@ class RASConfig:
             is the paper's direction: low for std, high for l2, and high for a callable.
         starvation_scale: Strength k >= 0 with which each dropped step pulls a token back
             towards being active, on the logarithm of the score (Eq. 1: ``exp(k * drops)``).
+        starvation: What counts as drops: ``"total"`` over the run (the paper), or
+            ``"since_refresh"``, since the token last went through.
+        schedule: How the ratio runs over the sparse steps. ``"constant"``; ``"linear"`` from
+            ``first_ratio`` on, with mean ``sample_ratio`` (the paper's dynamic sampling ratio);
+            a sequence with one ratio per step of the whole run (1.0 is a dense step), which sets
+            ``sample_ratio`` to its mean over the sparse steps; or a callable that gets the step's
+            index and the number of steps and returns the ratio of a selective step.
+        first_ratio: Ratio of the first sparse step of a ``"linear"`` schedule, in (0, 1]:
+            above ``sample_ratio`` it falls, below it rises. ``None`` means
+            ``min(1, 1.5 * sample_ratio)``.
         granularity: The number of active tokens is a multiple of this (but never more than all
             tokens, and never fewer than one).
         seed: Seed of the ``"random"`` metric's own generator.
+        public_code: Follow the paper's public code, quirks included; see :meth:`microsoft`.
 
     Raises:
         RASError: If a value is outside its range.
@@ -68,21 +86,25 @@ class RASConfig:
     metric: Metric | MetricFunction = "std"
     keep: Keep = "auto"
     starvation_scale: float = 0.1
+    starvation: Starvation = "total"
+    schedule: Schedule = "constant"
+    first_ratio: float | None = None
     granularity: int = 1
     seed: int = 0
+    public_code: PublicCode | None = None
 
     def __post_init__(self) -> None:
-        _check_number("sample_ratio", self.sample_ratio, "in (0, 1]", lambda x: 0 < x <= 1)
+        check_number("sample_ratio", self.sample_ratio, "in (0, 1]", lambda x: 0 < x <= 1)
         object.__setattr__(self, "sample_ratio", float(self.sample_ratio))
-        _check_number("starvation_scale", self.starvation_scale, "a number >= 0", lambda x: x >= 0)
+        check_number("starvation_scale", self.starvation_scale, "a number >= 0", lambda x: x >= 0)
         object.__setattr__(self, "starvation_scale", float(self.starvation_scale))
         if self.warmup_steps is not None:
-            _check_int("warmup_steps", self.warmup_steps, 1, "the caches need one dense step")
+            check_int("warmup_steps", self.warmup_steps, 1, "the caches need one dense step")
         if self.stop_step is not None:
-            _check_int("stop_step", self.stop_step, 1, "use sample_ratio=1.0 for a dense run")
-        _check_int("granularity", self.granularity, 1, "1 means any number of active tokens")
-        _check_int("seed", self.seed, 0, "any non-negative integer will do")
-        object.__setattr__(self, "reset_steps", _checked_resets(self.reset_steps))
+            check_int("stop_step", self.stop_step, 1, "use sample_ratio=1.0 for a dense run")
+        check_int("granularity", self.granularity, 1, "1 means any number of active tokens")
+        check_int("seed", self.seed, 0, "any non-negative integer will do")
+        object.__setattr__(self, "reset_steps", checked_resets(self.reset_steps))
         if not callable(self.metric) and self.metric not in METRICS:
             raise RASError(
                 f"metric={self.metric!r} is unknown; expected one of {', '.join(METRICS)} "
@@ -90,6 +112,11 @@ class RASConfig:
             )
         if self.keep not in _KEEPS:
             raise RASError(f"keep={self.keep!r} is unknown; expected one of {', '.join(_KEEPS)}")
+        if self.starvation not in _STARVATIONS:
+            raise RASError(
+                f"starvation={self.starvation!r} is unknown; expected one of "
+                f"{', '.join(_STARVATIONS)}"
+            )
         if (
             self.stop_step is not None
             and self.warmup_steps is not None
@@ -99,6 +126,74 @@ class RASConfig:
                 f"stop_step={self.stop_step} leaves no sparse step after "
                 f"warmup_steps={self.warmup_steps}; raise stop_step or lower warmup_steps"
             )
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        schedule = self.schedule
+        if self.first_ratio is not None:
+            check_number("first_ratio", self.first_ratio, "in (0, 1]", lambda x: 0 < x <= 1)
+            if schedule != "linear":
+                raise RASError(
+                    f'first_ratio={self.first_ratio} is for schedule="linear" only, and the '
+                    f"schedule is {schedule!r}; leave it out or make the schedule linear"
+                )
+        if schedule == "linear":
+            first, last = self.ratio_range
+            if not 0 < last <= 1:
+                raise RASError(
+                    f"a linear schedule from first_ratio={first:g} with mean "
+                    f"sample_ratio={self.sample_ratio:g} would end at {last:g}, outside (0, 1]; "
+                    f"choose first_ratio between {max(2 * self.sample_ratio - 1, 0):g} and "
+                    f"{min(2 * self.sample_ratio, 1):g}"
+                )
+        elif isinstance(schedule, str) and schedule != "constant":
+            raise RASError(
+                f'schedule={schedule!r} is unknown; expected "constant", "linear", a ratio per '
+                "step or a callable"
+            )
+        elif not isinstance(schedule, str) and not callable(schedule):
+            self._check_ratios(schedule)
+
+    def _check_ratios(self, ratios: object) -> None:
+        if not isinstance(ratios, Sequence) or not ratios:
+            raise RASError(
+                f'schedule={ratios!r}; expected "constant", "linear", a ratio per step or a '
+                "callable"
+            )
+        for index, ratio in enumerate(ratios):
+            check_number(
+                f"schedule[{index}]",
+                ratio,
+                "in (0, 1] (skipped steps, 0.0, cannot be had yet)",
+                lambda x: 0 < x <= 1,
+            )
+        if ratios[0] != 1:
+            raise RASError(
+                f"schedule[0]={ratios[0]}; expected 1.0, because the caches need one dense step"
+            )
+        given = (self.warmup_steps, self.stop_step, self.reset_steps)
+        if given != (None, None, "auto"):
+            raise RASError(
+                f"schedule={list(ratios)} names every step; leave out warmup_steps, stop_step and "
+                "reset_steps, and write 1.0 for dense steps"
+            )
+        sparse = [ratio for ratio in ratios if ratio < 1]
+        mean = math.fsum(sparse) / len(sparse) if sparse else 1.0
+        if self.sample_ratio not in (type(self).sample_ratio, mean):
+            raise RASError(
+                f"sample_ratio={self.sample_ratio} cannot be met: schedule={list(ratios)} has "
+                f"mean {mean:g} over its sparse steps; leave sample_ratio out"
+            )
+        object.__setattr__(self, "schedule", tuple(float(ratio) for ratio in ratios))
+        object.__setattr__(self, "sample_ratio", mean)
+
+    @property
+    def ratio_range(self) -> tuple[float, float]:
+        """First and last ratio of a linear schedule."""
+        first = self.first_ratio
+        if first is None:
+            first = min(1.0, 1.5 * self.sample_ratio)
+        return first, 2 * self.sample_ratio - first
 
     @property
     def kept_scores(self) -> Literal["low", "high"]:
@@ -106,6 +201,74 @@ class RASConfig:
         if self.keep != "auto":
             return self.keep
         return _PAPER_KEEP[self.metric] if isinstance(self.metric, str) else "high"
+
+    @classmethod
+    def paper(cls, model: Literal["sd3", "lumina"], sample_ratio: float) -> Self:
+        """The paper's method on one of its models.
+
+        The paper gives the warm-up (4), the resets (12 and 20, on 28 steps of SD3 and 30 of
+        Lumina) and the metric. It gives no numbers for the rest, where these are ours: k = 0.1
+        (its public code's), and a ratio that falls linearly from ``min(1, 1.5 * sample_ratio)``.
+        For other numbers of steps the resets stay at the same fractions of the window.
+
+        Raises:
+            RASError: For an unknown model or a ratio outside (0, 1].
+        """
+        if model not in _PAPER_RESETS:
+            raise RASError(f"model={model!r}; the paper has {' and '.join(_PAPER_RESETS)}")
+        return cls(
+            sample_ratio=sample_ratio,
+            warmup_steps=4,
+            reset_steps=_PAPER_RESETS[model],
+            metric="std",
+            starvation_scale=0.1,
+            schedule="linear",
+        )
+
+    @classmethod
+    def microsoft(
+        cls,
+        *,
+        sample_ratio: float = 0.5,
+        metric: Literal["std", "l2norm"] = "std",
+        high_ratio: float = 1.0,
+        starvation_scale: float = 0.1,
+        skip_num_step: int = 0,
+        skip_num_step_length: int = 0,
+        error_reset_steps: Sequence[int] = (12, 22),
+        scheduler_start_step: int = 4,
+        scheduler_end_step: int = 30,
+    ) -> Self:
+        """What the paper's public code (microsoft/RAS at a9c5ec8) computes, quirks included.
+
+        Names and defaults are that code's; :mod:`ras_dit.public_code` lists the quirks. It works
+        for one image at a time, square, with the Euler scheduler.
+
+        Raises:
+            RASError: If a knob is out of the range in which that code works.
+        """
+        if starvation_scale != PUBLIC_STARVATION_SCALE:
+            warnings.warn(
+                f"starvation_scale={starvation_scale} has no effect: the public code reads this "
+                f"option and never uses it, so {PUBLIC_STARVATION_SCALE} is in force",
+                RASWarning,
+                stacklevel=2,
+            )
+        if metric not in ("std", "l2norm"):
+            raise RASError(f"metric={metric!r}; the public code knows std and l2norm")
+        return cls(
+            sample_ratio=sample_ratio,
+            warmup_steps=scheduler_start_step,
+            stop_step=scheduler_end_step + 1,
+            reset_steps=tuple(error_reset_steps),
+            metric="std" if metric == "std" else "l2",
+            starvation_scale=PUBLIC_STARVATION_SCALE,
+            public_code=PublicCode(
+                high_ratio=high_ratio,
+                skip_num_step=skip_num_step,
+                skip_num_step_length=skip_num_step_length,
+            ),
+        )
 
     @classmethod
     def load(cls, source: RASConfig | str | Path | Mapping[str, Any] | None = None) -> RASConfig:
@@ -162,6 +325,9 @@ class RASConfig:
                 f"{where} has the unknown field {', '.join(unknown)}; "
                 f"RASConfig has {', '.join(names)}"
             )
+        public = data.get("public_code")
+        if isinstance(public, Mapping):
+            data = {**data, "public_code": _public_code(public, where)}
         return cls(**data)
 
     def replace(self, **changes: Any) -> Self:
@@ -187,10 +353,13 @@ class RASConfig:
                 f"metric={self.metric!r} is a callable and cannot be written to a file; "
                 f"use one of {', '.join(METRICS)} or keep this configuration in code"
             )
+        if callable(self.schedule):
+            raise RASError(
+                f"schedule={self.schedule!r} is a callable and cannot be written to a file; "
+                "give one ratio per step or keep this configuration in code"
+            )
         data = dataclasses.asdict(self)
-        if isinstance(self.reset_steps, tuple):
-            data["reset_steps"] = list(self.reset_steps)
-        return data
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in data.items()}
 
 
 def presets() -> tuple[str, ...]:
@@ -199,34 +368,9 @@ def presets() -> tuple[str, ...]:
     return tuple(sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml")))
 
 
-def _check_number(name: str, value: object, expected: str, accept: Callable[[float], bool]) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not accept(value):  # type: ignore[arg-type]
-        raise RASError(f"{name}={value!r}; expected {expected}")
-
-
-def _check_int(name: str, value: object, least: int, why: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise RASError(f"{name}={value!r}; expected an integer >= {least} ({why})")
-
-
-def _checked_resets(value: object) -> ResetSteps:
-    if value == "auto":
-        return "auto"
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise RASError(
-            f'reset_steps={value!r}; expected "auto", step indices such as (12, 20), or '
-            "fractions of the selective window such as (0.33, 0.67)"
-        )
-    if any(isinstance(item, bool) or not isinstance(item, int | float) for item in value):
-        raise RASError(f"reset_steps={value!r}; expected only integers or only floats")
-    kinds = {type(item) for item in value}
-    if len(kinds) > 1:
-        raise RASError(
-            f"reset_steps={value!r} mixes indices and fractions; give only integers or only floats"
-        )
-    if kinds == {float} and not all(0 < item < 1 for item in value):
-        raise RASError(f"reset_steps={value!r}; fractions must lie strictly between 0 and 1")
-    if kinds == {int} and not all(item >= 0 for item in value):
-        raise RASError(f"reset_steps={value!r}; step indices must be >= 0")
-    return tuple(sorted(set(value)))
+def _public_code(data: Mapping[str, Any], where: str) -> PublicCode:
+    try:
+        return PublicCode(**data)
+    except TypeError as error:
+        names = ", ".join(field.name for field in dataclasses.fields(PublicCode))
+        raise RASError(f"public_code in {where} holds {dict(data)}; it has {names}") from error

@@ -16,14 +16,17 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
-from ras_dit.adapters import TransformerDescription
+from ras_dit.adapters import TokenArgument, TransformerDescription
 from ras_dit.attention import AttentionLayer
+from ras_dit.checks import check_unhooked, checked_parameters, submodule
 from ras_dit.config import RASConfig
 from ras_dit.errors import RASError, RASWarning, UnsupportedError
 from ras_dit.observe import observe, observers, unobserve
-from ras_dit.session import RunShape, Session, TransformerCall, structure
-from ras_dit.tokens import TokenGrid, by_token, gather_rows
+from ras_dit.session import RunShape, Session, TransformerCall
+from ras_dit.signature import CallSignature
+from ras_dit.tokens import TokenGrid, by_token, gather_rows, gather_table
 from ras_dit.trace import Trace
 
 
@@ -31,22 +34,29 @@ class Engine:
     """Region-adaptive sampling on one transformer and the schedulers that drive it."""
 
     def __init__(
-        self, transformer: nn.Module, description: TransformerDescription, config: RASConfig
+        self,
+        transformer: nn.Module,
+        description: TransformerDescription,
+        config: RASConfig,
+        replay: Trace | None = None,
     ) -> None:
         self.transformer = transformer
         self.description = description
         self.config = config
+        self.replay = replay
         self.model_config = cast("Mapping[str, Any]", transformer.config)
         self.patch_size = int(self.model_config["patch_size"])
         self._session: Session | None = None
         self._armed_by: Any = None
         self._call: TransformerCall | None = None
+        self._gathered: dict[str, tuple[Any, Any]] = {}
         self._finished: Session | None = None
         self._trace: Trace | None = None
         self._warned = False
         self._observed: list[Any] = []
         self._layers: list[AttentionLayer] = []
-        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._handles: list[RemovableHandle] = []
+        self._output: tuple[nn.Module, RemovableHandle] | None = None
         self._signature = inspect.signature(transformer.forward)
         try:
             self._attach()
@@ -72,21 +82,34 @@ class Engine:
         for block in blocks:
             layers = []
             for path in description.attention:
-                module = _submodule(block, path)
+                module = submodule(block, path)
                 if module is not None:
                     layer = AttentionLayer(module, len(self._layers), self._current_call)
                     self._layers.append(layer)
                     layers.append(layer)
-            hook = functools.partial(self._before_block, layers, _positions(block, description))
+            parameters = checked_parameters(block, description)
+            hook = functools.partial(self._before_block, layers, parameters)
             keep(block.register_forward_pre_hook(hook, with_kwargs=True))
-        output = transformer.get_submodule(description.output)
-        keep(output.register_forward_hook(self._after_output))
+        self._follow_replaced_modules()
+
+    def _follow_replaced_modules(self) -> None:
+        """Processors and the output layer may be others now (IP-adapters, LoRA)."""
+        for layer in self._layers:
+            layer.refresh()
+        output = self.transformer.get_submodule(self.description.output)
+        if self._output is None or self._output[0] is not output:
+            if self._output is not None:
+                self._output[1].remove()
+            self._output = output, output.register_forward_hook(self._after_output)
 
     def detach(self) -> None:
         """Remove every hook and give everything its own class and processor back."""
         self.drop()
         for handle in self._handles:
             handle.remove()
+        if self._output is not None:
+            self._output[1].remove()
+            self._output = None
         for layer in self._layers:
             layer.restore()
         for target in self._observed:
@@ -115,15 +138,15 @@ class Engine:
             session = self._session or self._start(arguments)
             if session.finished or session.thread != threading.get_ident():
                 return None
-            batch = arguments[self.description.latents].shape[0]
-            call = session.begin_call(batch, structure(arguments))
+            self._follow_replaced_modules()
+            settings = [layer.settings() for layer in self._layers]
+            signature = CallSignature(arguments, self.description.fixed, settings)
+            call = session.begin_call(arguments[self.description.latents].shape[0], signature)
         except BaseException:
             self.drop()
             raise
         self._call = call
         if call.fresh is None:
-            for layer in self._layers:
-                layer.refresh()
             return None
         return self._with_gathered_residuals(call, arguments)
 
@@ -142,15 +165,16 @@ class Engine:
             num_text_tokens=0 if text is None else text.shape[1],
             dtype=latents.dtype,
             num_evaluations=count,
-            sigmas=sigmas[first : first + count] if isinstance(sigmas, torch.Tensor) else None,
+            sigmas=sigmas[first : first + count + 1] if isinstance(sigmas, torch.Tensor) else None,
         )
         session = Session(
             self.config,
             self.description.token_order,
             shape,
             functools.partial(by_token, patch_size=self.patch_size),
+            self.replay,
         )
-        if session.is_dense and self.config.sample_ratio < 1 and not self._warned:
+        if session.is_dense and self.config.sample_ratio < 1 and not (self.replay or self._warned):
             self._warned = True
             warnings.warn(
                 f"RAS does nothing in this run: its {count} scheduler steps are all dense "
@@ -176,11 +200,12 @@ class Engine:
 
     def _after_transformer(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         self._call = None
+        self._gathered.clear()
 
     def _before_block(
         self,
         layers: list[AttentionLayer],
-        positions: Mapping[str, int],
+        parameters: tuple[str, ...],
         block: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -190,8 +215,9 @@ class Engine:
             return None
         for layer in layers:
             layer.begin()
+        arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
         name = self.description.hidden
-        hidden = kwargs[name] if name in kwargs else args[positions[name]]
+        hidden = arguments[name]
         is_whole = hidden.shape[1] == call.num_tokens
         if call.rows is None:
             if not is_whole:
@@ -201,13 +227,35 @@ class Engine:
                     "does not fit this pipeline"
                 )
             return None
-        if not is_whole:
-            return None
-        gathered = gather_rows(hidden, call.rows)
-        if name in kwargs:
-            return args, {**kwargs, name: gathered}
-        place = positions[name]
-        return (*args[:place], gathered, *args[place + 1 :]), kwargs
+        if is_whole:
+            arguments[name] = gather_rows(hidden, call.rows)
+        for argument in self.description.token_arguments:
+            if arguments.get(argument.name) is not None:
+                arguments[argument.name] = self._gather_once(argument, arguments[argument.name])
+        # Whatever came by position goes back by position.
+        return tuple(arguments.pop(parameter) for parameter in parameters[: len(args)]), arguments
+
+    def _gather_once(self, argument: TokenArgument, value: Any) -> Any:
+        """The active rows of what all blocks of one call are given."""
+        known = self._gathered.get(argument.name)
+        if known is None or known[0] is not value:
+            known = value, self._gather(argument, value)
+            self._gathered[argument.name] = known
+        return known[1]
+
+    def _gather(self, argument: TokenArgument, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(self._gather(argument, item) for item in value)
+        assert self._call is not None
+        assert self._call.fresh is not None
+        num_tokens = self._call.num_tokens
+        if argument.dim < 1 or value.shape[argument.dim : argument.dim + 1] != (num_tokens,):
+            raise UnsupportedError(
+                f"{argument.name} of {self.description.transformer}'s blocks is {list(value.shape)}"
+                f"; the description says that dimension {argument.dim} holds the {num_tokens} "
+                "image tokens, and dimension 0 the batch"
+            )
+        return gather_table(value, argument.dim, self._call.fresh.active)
 
     def _after_output(
         self, _module: nn.Module, _args: Any, output: torch.Tensor
@@ -277,53 +325,6 @@ class Engine:
 def unwrap(transformer: Any) -> Any:
     """The module behind ``torch.compile``."""
     return getattr(transformer, "_orig_mod", transformer)
-
-
-# Hooks of diffusers that move or cast weights and leave the computation as it is.
-_HARMLESS_HOOKS = frozenset(
-    {
-        "group_offloading",
-        "lazy_prefetch_group_offloading",
-        "layerwise_casting",
-        "peft_autocast_disable",
-    }
-)
-
-
-def check_unhooked(transformer: nn.Module) -> None:
-    """Refuse a transformer on which another method skips or splits the computation.
-
-    Raises:
-        UnsupportedError: If one of diffusers' hooks of that sort is active.
-    """
-    registries = (getattr(m, "_diffusers_hook", None) for m in transformer.modules())
-    names = {name for registry in registries if registry is not None for name in registry.hooks}
-    foreign = sorted(names - _HARMLESS_HOOKS)
-    if foreign or getattr(transformer, "is_cache_enabled", False):
-        raise UnsupportedError(
-            f"another cache or hook ({', '.join(foreign) or 'enable_cache'}) is active on this "
-            f"{type(transformer).__name__}; RAS needs every block to run in dense steps, so call "
-            "transformer.disable_cache() or remove that hook first"
-        )
-
-
-def _submodule(block: nn.Module, path: str) -> nn.Module | None:
-    module: Any = block
-    for name in path.split("."):
-        module = getattr(module, name, None)
-        if module is None:
-            return None
-    return cast("nn.Module", module)
-
-
-def _positions(block: nn.Module, description: TransformerDescription) -> dict[str, int]:
-    parameters = list(inspect.signature(block.forward).parameters)
-    if description.hidden not in parameters:
-        raise UnsupportedError(
-            f"{type(block).__name__}.forward has no argument {description.hidden!r}, as the "
-            f"description of {description.transformer} says; it has {', '.join(parameters)}"
-        )
-    return {name: place for place, name in enumerate(parameters)}
 
 
 def _run_pipeline(

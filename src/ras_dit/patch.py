@@ -10,8 +10,9 @@ from typing import Any, Self
 from torch import nn
 
 from ras_dit.adapters import TransformerDescription, describe
+from ras_dit.checks import check_unhooked
 from ras_dit.config import RASConfig
-from ras_dit.engine import Engine, check_unhooked, unwrap
+from ras_dit.engine import Engine, unwrap
 from ras_dit.errors import RASError, UnsupportedError
 from ras_dit.trace import Trace
 
@@ -66,6 +67,7 @@ def enable(
     config: RASConfig | str | Path | Mapping[str, Any] | None = None,
     /,
     *,
+    replay: Trace | None = None,
     description: TransformerDescription | None = None,
     **overrides: Any,
 ) -> Handle:
@@ -79,6 +81,8 @@ def enable(
         pipe: A diffusers pipeline with a supported ``transformer`` and a ``scheduler``.
         config: A :class:`RASConfig`, a preset name, the path of a YAML file, a mapping of fields,
             or ``None`` for the defaults.
+        replay: A recorded run whose active tokens every run takes over, step by step, instead of
+            choosing its own.
         description: What the transformer looks like, where ras-dit does not know it.
         **overrides: Fields of :class:`RASConfig` that replace those of ``config``.
 
@@ -90,16 +94,17 @@ def enable(
     chosen = RASConfig.load(config).replace(**overrides)
     engine = find_engine(pipe)
     if engine is not None:
-        if engine.config != chosen:
+        if engine.config != chosen or engine.replay is not replay:
             raise RASError(
-                f"RAS is enabled already with {engine.config}, and {chosen} was given; "
+                f"RAS is enabled already with {engine.config}, and {chosen} was given"
+                f"{', or another trace to replay' if engine.replay is not replay else ''}; "
                 "call ras_dit.disable(pipe) first"
             )
         engine.watch(pipe)
         return Handle(engine)
     transformer = _checked_transformer(pipe, description)
     description = description or describe(transformer)
-    engine = Engine(transformer, description, chosen)
+    engine = Engine(transformer, description, chosen, replay)
     engine.watch(pipe)
     return Handle(engine)
 

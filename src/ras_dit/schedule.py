@@ -21,14 +21,14 @@ class StepPlan:
         index: Number of scheduler steps before this one.
         kind: ``"dense"`` (all tokens) or ``"sparse"`` (the active tokens only).
         num_active: Image tokens that go through the transformer, per image.
-        fills_caches: Whether the step is dense and a sparse step follows it, so that its keys,
-            values and outputs have to be kept.
+        repeats_active: Whether the step takes over the active tokens of the step before it (a
+            quirk of the public code's last sparse step).
     """
 
     index: int
     kind: StepKind
     num_active: int
-    fills_caches: bool = False
+    repeats_active: bool = False
 
 
 def default_warmup_steps(num_evaluations: int) -> int:
@@ -59,34 +59,77 @@ def plan_steps(config: RASConfig, num_evaluations: int, num_tokens: int) -> tupl
         One plan per step.
 
     Raises:
-        RASError: If a reset lies outside the run, or the run has no step or no token.
+        RASError: If a reset or a list of ratios does not fit the run, or the run has no step or
+            no token.
     """
     if num_evaluations < 1 or num_tokens < 1:
         raise RASError(
             f"cannot plan {num_evaluations} steps of {num_tokens} tokens; both must be at least 1"
         )
-    start = (
-        default_warmup_steps(num_evaluations)
-        if config.warmup_steps is None
-        else config.warmup_steps
-    )
-    stop = num_evaluations if config.stop_step is None else min(config.stop_step, num_evaluations)
-    resets = reset_indices(config, start, stop, num_evaluations)
-    active = count_active(config.sample_ratio, num_tokens, config.granularity)
-    counts = [
-        active if start <= index < stop and index not in resets else num_tokens
-        for index in range(num_evaluations)
-    ]
+    counts = _counts(config, num_evaluations, num_tokens)
+    stop = config.stop_step
     return tuple(
         StepPlan(
             index=index,
             kind="sparse" if count < num_tokens else "dense",
             num_active=count,
-            fills_caches=count == num_tokens
-            and any(c < num_tokens for c in counts[index + 1 :][:1]),
+            repeats_active=config.public_code is not None
+            and stop is not None
+            and index == stop - 1,
         )
         for index, count in enumerate(counts)
     )
+
+
+def selective_window(config: RASConfig, num_evaluations: int) -> tuple[int, int]:
+    """First step that may be sparse, and the first of the dense tail after it."""
+    start = config.warmup_steps
+    if start is None:
+        start = default_warmup_steps(num_evaluations)
+    stop = num_evaluations if config.stop_step is None else config.stop_step
+    return start, min(stop, num_evaluations)
+
+
+def _counts(config: RASConfig, num_evaluations: int, num_tokens: int) -> list[int]:
+    """Active tokens of every step."""
+    schedule, granularity = config.schedule, config.granularity
+    if isinstance(schedule, tuple):
+        if len(schedule) != num_evaluations:
+            raise RASError(
+                f"schedule names {len(schedule)} steps, and the run makes {num_evaluations} calls "
+                "of scheduler.step; give one ratio per call"
+            )
+        return [count_active(ratio, num_tokens, granularity) for ratio in schedule]
+    start, stop = selective_window(config, num_evaluations)
+    resets = reset_indices(config, start, stop, num_evaluations)
+    selective = [index for index in range(start, stop) if index not in resets]
+    counts = [num_tokens] * num_evaluations
+    for index, ratio in zip(selective, _ratios(config, selective, num_evaluations), strict=True):
+        counts[index] = count_active(ratio, num_tokens, granularity)
+    if config.public_code is not None:
+        for index in selective:
+            counts[index] = config.public_code.count_active(
+                index, config.sample_ratio, start, num_evaluations, num_tokens
+            )
+    return counts
+
+
+def _ratios(config: RASConfig, selective: list[int], num_evaluations: int) -> list[float]:
+    """Ratio of every selective step."""
+    if callable(config.schedule):
+        ratios = [config.schedule(index, num_evaluations) for index in selective]
+        for index, ratio in zip(selective, ratios, strict=True):
+            if not 0 < ratio <= 1:
+                raise RASError(
+                    f"schedule({index}, {num_evaluations}) returned {ratio!r}; expected a ratio in "
+                    "(0, 1] (skipped steps, 0.0, cannot be had yet)"
+                )
+        return ratios
+    if config.schedule == "linear" and len(selective) > 1:
+        first, last = config.ratio_range
+        slope = (last - first) / (len(selective) - 1)
+        return [first + slope * place for place in range(len(selective))]
+    return [config.sample_ratio] * len(selective)
 
 
 def reset_indices(config: RASConfig, start: int, stop: int, num_evaluations: int) -> frozenset[int]:
@@ -108,5 +151,5 @@ def reset_indices(config: RASConfig, start: int, stop: int, num_evaluations: int
             "configuration that fits every number of steps"
         )
     return frozenset(
-        int(step) if isinstance(step, int) else start + int(step * window) for step in resets
+        int(step) if isinstance(step, int) else start + int(step * window + 0.5) for step in resets
     )

@@ -11,6 +11,9 @@ from typing import Literal
 
 import torch
 
+from ras_dit.config import Starvation
+from ras_dit.public_code import PUBLIC_STARVATION_SCALE
+
 
 def std_score(noise: torch.Tensor) -> torch.Tensor:
     """Standard deviation over channels, averaged over the token's patch (Eq. 1).
@@ -80,14 +83,47 @@ def choose(priorities: torch.Tensor, num_active: int) -> torch.Tensor:
     return chosen.sort(dim=1).values
 
 
-def count_drops(drops: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+def choose_as_public_code(
+    noise: torch.Tensor,
+    delta_sigma: torch.Tensor,
+    drops: torch.Tensor,
+    num_low: int,
+    num_active: int,
+    score: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """The active tokens by the rule of the paper's public code (:mod:`ras_dit.public_code`).
+
+    Tokens are sorted by ``score * exp(0.1 * drops)``; those in the middle stay active.
+
+    Args:
+        noise: ``[1, N, P, C]`` guided noise in the model's dtype, in which all is computed.
+        delta_sigma: Noise level of the next step minus that of this one.
+        drops: float32 ``[1, N]``.
+        num_low: How many tokens are dropped from the lowest scores.
+        num_active: A; the rest is dropped from the highest scores.
+        score: :func:`std_score` or :func:`l2_score`.
+
+    Returns:
+        Sorted token indices, int64 ``[1, A]``.
+    """
+    ranks = score(delta_sigma * noise).mul_(torch.exp(PUBLIC_STARVATION_SCALE * drops))
+    middle = ranks.sort(dim=1).indices[:, num_low : num_low + num_active]
+    return middle.sort(dim=1).values
+
+
+def count_drops(
+    drops: torch.Tensor, active: torch.Tensor, starvation: Starvation = "total"
+) -> torch.Tensor:
     """Drop counts after a step in which only ``active`` went through.
 
     Args:
         drops: ``[B, N]`` counts before the step.
         active: int64 ``[B, A]``.
+        starvation: Whether counts run over the whole run or start again at each refresh.
 
     Returns:
         ``[B, N]``: one more for every token that was left out.
     """
+    if starvation == "since_refresh":
+        return (drops + 1).scatter_(1, active, 0.0)
     return (drops + 1).scatter_add_(1, active, drops.new_full((1, 1), -1).expand(active.shape))

@@ -7,17 +7,23 @@ called and what the scheduler is about to get; it answers what to compute, and w
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
 from ras_dit.cache import BranchCache, FreshRows, TokenOrder
 from ras_dit.config import RASConfig
 from ras_dit.errors import RASError
-from ras_dit.schedule import StepPlan, plan_steps
-from ras_dit.selection import METRIC_FUNCTIONS, choose, count_drops, priority
+from ras_dit.public_code import PublicCode
+from ras_dit.schedule import StepPlan, plan_steps, selective_window
+from ras_dit.selection import (
+    METRIC_FUNCTIONS,
+    choose,
+    choose_as_public_code,
+    count_drops,
+    priority,
+)
 from ras_dit.tokens import TokenGrid, flat_rows
 from ras_dit.trace import Call, StepTrace, Trace, pack_active
 
@@ -32,7 +38,7 @@ class RunShape:
         num_text_tokens: Text tokens T.
         dtype: dtype of the transformer's input.
         num_evaluations: Calls of ``scheduler.step`` to come.
-        sigmas: Noise levels of those calls, where the scheduler has them.
+        sigmas: Noise levels of those calls and the last one, where the scheduler has them.
     """
 
     transformer: str
@@ -69,7 +75,8 @@ class Session:
         config: The configuration.
         order: Where image tokens stand in the attended sequence.
         shape: What is known of the run.
-        by_token: Sorts the guided noise prediction by token, float32 ``[B, N, P, C]``.
+        by_token: Sorts the guided noise prediction by token, ``[B, N, P, C]``.
+        replay: A recorded run whose active tokens are taken over.
 
     Raises:
         RASError: If the configuration does not fit the run.
@@ -81,10 +88,15 @@ class Session:
         order: TokenOrder,
         shape: RunShape,
         by_token: Callable[[torch.Tensor], torch.Tensor],
+        replay: Trace | None = None,
     ) -> None:
         self.config = config
         self.shape = shape
-        self.plans = plan_steps(config, shape.num_evaluations, shape.grid.num_tokens)
+        self._replayed = replay
+        if replay is None:
+            self.plans = plan_steps(config, shape.num_evaluations, shape.grid.num_tokens)
+        else:
+            self.plans = replayed_plans(replay, shape)
         self.thread = threading.get_ident()
         self._order = order
         self._by_token = by_token
@@ -169,6 +181,10 @@ class Session:
         """
         plan = self.plans[self._index]
         self._images = noise_pred.shape[0]
+        num_tokens = self.shape.grid.num_tokens
+        if all(call.num_active == num_tokens for call in self._calls):
+            # No branch could use its caches, so the step was a dense one, planned or not.
+            plan = replace(plan, kind="dense", num_active=num_tokens)
         packed = None
         if plan.kind == "sparse" and self._active is not None:
             packed = pack_active(self._active, self.shape.grid.num_tokens)
@@ -181,8 +197,10 @@ class Session:
         self._index += 1
         if self.finished:
             return True
+        if plan.kind == "dense" and self.config.starvation == "since_refresh":
+            self._drops = None
         if self.plans[self._index].kind == "sparse":
-            self._active = self._select(noise_pred, self.plans[self._index].num_active)
+            self._active = self._select(noise_pred, self.plans[self._index])
         return False
 
     def close(self) -> None:
@@ -221,18 +239,65 @@ class Session:
             assert self._active is not None
             active = self._active.repeat(batch // self._images, 1)
             num_tokens = self.shape.grid.num_tokens
-            fresh = FreshRows(active, num_tokens, self._order)
+            fresh = FreshRows(active, num_tokens, self._order, self._images)
             self._rows_by_batch[batch] = fresh, flat_rows(active, num_tokens)
         return self._rows_by_batch[batch]
 
-    def _select(self, noise_pred: torch.Tensor, num_active: int) -> torch.Tensor:
-        score = self._score(noise_pred)
+    def _select(self, noise_pred: torch.Tensor, plan: StepPlan) -> torch.Tensor:
+        """The active tokens of the next step."""
+        if self._replayed is not None:
+            return self._replayed_set(plan, noise_pred)
+        if plan.repeats_active and self._active is not None:
+            return self._active
         if self._drops is None:
-            self._drops = torch.zeros_like(score)
-        ranks = priority(score, self._drops, self.config.kept_scores, self.config.starvation_scale)
-        active = choose(ranks, num_active)
-        self._drops = count_drops(self._drops, active)
+            shape = noise_pred.shape[0], self.shape.grid.num_tokens
+            self._drops = torch.zeros(shape, device=noise_pred.device)
+        if self.config.public_code is None:
+            ranks = priority(
+                self._score(noise_pred),
+                self._drops,
+                self.config.kept_scores,
+                self.config.starvation_scale,
+            )
+            active = choose(ranks, plan.num_active)
+        else:
+            active = self._select_as_public_code(self.config.public_code, noise_pred, plan)
+        self._drops = count_drops(self._drops, active, self.config.starvation)
         return active
+
+    def _select_as_public_code(
+        self, public: PublicCode, noise_pred: torch.Tensor, plan: StepPlan
+    ) -> torch.Tensor:
+        sigmas, steps = self.shape.sigmas, len(self.plans)
+        if sigmas is None or noise_pred.shape[0] != 1 or not isinstance(self.config.metric, str):
+            raise RASError(
+                f"the public code makes one image at a time with a scheduler that has sigmas; this "
+                f"run has {noise_pred.shape[0]} images; use RASConfig.paper instead"
+            )
+        assert self._drops is not None
+        start, _ = selective_window(self.config, steps)
+        tokens = self.shape.grid.num_tokens
+        dropped = public.count_dropped(plan.index, self.config.sample_ratio, start, steps, tokens)
+        return choose_as_public_code(
+            self._by_token(noise_pred),
+            (sigmas[plan.index] - sigmas[plan.index - 1]).to(noise_pred.device),
+            # Counts start at minus the number of noise levels, the last one included.
+            self._drops - (steps + 1),
+            public.split(dropped)[0],
+            plan.num_active,
+            METRIC_FUNCTIONS[self.config.metric],
+        )
+
+    def _replayed_set(self, plan: StepPlan, noise_pred: torch.Tensor) -> torch.Tensor:
+        assert self._replayed is not None
+        active = self._replayed.steps[plan.index].active
+        assert active is not None
+        if active.shape[0] != noise_pred.shape[0]:
+            raise RASError(
+                f"the replayed trace has {active.shape[0]} images, and this run makes "
+                f"{noise_pred.shape[0]}; give as many prompts as the recorded run had"
+            )
+        return active.to(noise_pred.device, non_blocking=True)
 
     def _score(self, noise_pred: torch.Tensor) -> torch.Tensor:
         expected = noise_pred.shape[0], self.shape.grid.num_tokens
@@ -242,7 +307,7 @@ class Session:
                 self._generator = torch.Generator(noise_pred.device).manual_seed(self.config.seed)
             return torch.rand(expected, generator=self._generator, device=noise_pred.device)
         function = metric if callable(metric) else METRIC_FUNCTIONS[metric]
-        score = function(self._by_token(noise_pred))
+        score = function(self._by_token(noise_pred.float()))
         if getattr(score, "shape", None) != expected:
             got = tuple(getattr(score, "shape", ())) or type(score).__name__
             raise RASError(
@@ -252,14 +317,21 @@ class Session:
         return score.float()
 
 
-def structure(value: Any) -> object:
-    """What of a call's arguments the caches depend on: shapes and plain values, no contents."""
-    if isinstance(value, torch.Tensor):
-        return tuple(value.shape), value.dtype, value.device
-    if isinstance(value, Mapping):
-        return tuple((key, structure(item)) for key, item in sorted(value.items()))
-    if isinstance(value, list | tuple):
-        return tuple(structure(item) for item in value)
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return type(value)
+def replayed_plans(trace: Trace, shape: RunShape) -> tuple[StepPlan, ...]:
+    """The plan of a run that repeats the active tokens of a recorded one.
+
+    Raises:
+        RASError: If the run has another transformer, grid or number of steps.
+    """
+    recorded = trace.transformer, trace.grid, len(trace.steps)
+    current = shape.transformer, shape.grid, shape.num_evaluations
+    if recorded != current:
+        raise RASError(
+            "the replayed trace does not fit this run: it is of a {} with {} and {} steps, and "
+            "this is a {} with {} and {} steps; use the recorded model, size and "
+            "num_inference_steps".format(*recorded, *current)
+        )
+    return tuple(
+        StepPlan(step.index, "dense" if step.kind == "dense" else "sparse", step.num_active)
+        for step in trace.steps
+    )

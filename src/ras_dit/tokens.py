@@ -37,11 +37,11 @@ def by_token(latents: torch.Tensor, patch_size: int) -> torch.Tensor:
         patch_size: Side p of a token's patch in latent pixels.
 
     Returns:
-        float32 ``[B, N, p * p, C]``.
+        ``[B, N, p * p, C]``.
     """
     batch, channels, height, width = latents.shape
     h, w = height // patch_size, width // patch_size
-    patches = latents.float().view(batch, channels, h, patch_size, w, patch_size)
+    patches = latents.reshape(batch, channels, h, patch_size, w, patch_size)
     return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, h * w, patch_size**2, channels)
 
 
@@ -72,6 +72,21 @@ def gather_rows(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     batch, num_tokens = tokens.shape[:2]
     flat = tokens.reshape(batch * num_tokens, *tokens.shape[2:])
     return flat.index_select(0, rows).view(batch, -1, *tokens.shape[2:])
+
+
+def gather_table(table: torch.Tensor, dim: int, active: torch.Tensor) -> torch.Tensor:
+    """Each sample's rows of a table with one row per token, such as positions.
+
+    Args:
+        table: Tokens N along ``dim``; dimension 0 is B, or 1 where all samples share the table.
+        dim: At least 1.
+        active: ``[B, A]`` token indices.
+
+    Returns:
+        The same with A along ``dim`` and B along dimension 0, a copy.
+    """
+    index = active.view(-1, *(1,) * (dim - 1), active.shape[1], *(1,) * (table.ndim - dim - 1))
+    return table.expand(active.shape[0], *table.shape[1:]).take_along_dim(index, dim)
 
 
 def scatter_rows(tokens: torch.Tensor, rows: torch.Tensor, updates: torch.Tensor) -> None:

@@ -57,8 +57,9 @@ class TokenArgument:
     """A block argument with one row per token, which a sparse step has to gather.
 
     Attributes:
-        name: Parameter name in the block's ``forward``.
-        dim: Dimension of the tensor along which the tokens lie.
+        name: Parameter name in the block's ``forward``. It holds a tensor, ``None``, or a tuple.
+        dim: Dimension of the tensor along which the tokens lie. Dimension 0 is that of the model
+            batch, or 1 where all rows share one table.
     """
 
     name: str
@@ -82,6 +83,9 @@ class TransformerDescription:
         text: Name of the transformer's argument that holds the text tokens, ``[B, T, ...]``.
         hidden: Name of the blocks' argument that holds the image tokens.
         token_arguments: Further block arguments with one row per image token.
+        fixed: Arguments of the transformer that cached keys depend on as a whole (tables of
+            positions): a call in which their contents differ from those of the call that filled
+            the caches runs dense.
         residuals: Arguments of the transformer that are lists of per-token residuals (ControlNet).
         packed: Whether latents are ``[B, N, C * p * p]`` rather than ``[B, C, H, W]``.
     """
@@ -97,5 +101,6 @@ class TransformerDescription:
     text: str = "encoder_hidden_states"
     hidden: str = "hidden_states"
     token_arguments: tuple[TokenArgument, ...] = ()
+    fixed: tuple[str, ...] = ()
     residuals: tuple[str, ...] = ()
     packed: bool = False

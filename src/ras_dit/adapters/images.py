@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ras_dit.adapters.base import TransformerDescription
-from ras_dit.adapters.work import sd3_work
+from ras_dit.adapters.base import TokenArgument, TransformerDescription
+from ras_dit.adapters.work import lumina_work, sd3_work
 
 IMAGE_TRANSFORMERS: tuple[TransformerDescription, ...] = (
     TransformerDescription(
@@ -15,5 +15,17 @@ IMAGE_TRANSFORMERS: tuple[TransformerDescription, ...] = (
         output="proj_out",
         work=sd3_work,
         residuals=("block_controlnet_hidden_states",),
+    ),
+    TransformerDescription(
+        transformer="LuminaNextDiT2DModel",
+        family="Lumina-Next",
+        blocks=("layers",),
+        attention=("attn1",),
+        token_order="image_first",
+        output="norm_out",
+        work=lumina_work,
+        token_arguments=(TokenArgument("image_rotary_emb", dim=1),),
+        # Away from the default size there are two tables of positions, one for early steps.
+        fixed=("image_rotary_emb",),
     ),
 )

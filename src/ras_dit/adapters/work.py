@@ -47,3 +47,38 @@ def sd3_work(config: Mapping[str, Any]) -> Work:
         image_kv=2 * dual * width,
         output=output,
     )
+
+
+def lumina_work(config: Mapping[str, Any]) -> Work:
+    """Lumina-Next, from ``LuminaNextDiT2DModel.config``.
+
+    The image attends to itself and, with the same normed tokens, to the text. Groups of query
+    heads share keys and values, which are repeated before attention sees them.
+    """
+    layers: int = config["num_layers"]
+    width: int = config["hidden_size"]
+    heads: int = config["num_attention_heads"]
+    grouped = width // heads * int(config["num_kv_heads"] or heads)
+    text: int = config["cross_attention_dim"]
+    patch: int = config["patch_size"] ** 2
+    in_channels: int = config["in_channels"]
+    output = patch * in_channels * (2 if config["learn_sigma"] else 1)
+    inner = int(8 * width / 3)
+    if config["ffn_dim_multiplier"] is not None:
+        inner = int(config["ffn_dim_multiplier"] * inner)
+    inner = -(-inner // config["multiple_of"]) * config["multiple_of"]
+
+    embedding = min(width, 1024)
+    conditioning = (_TIMESTEP_CHANNELS + embedding + text) * embedding
+    # Queries of both attentions and the common output; keys and values; the gated feed-forward.
+    image = 3 * width * width + 2 * width * grouped + 3 * width * inner
+    return Work(
+        per_sample=2 * (conditioning + (4 * layers + 1) * embedding * width),
+        per_embedded_token=2 * patch * in_channels * width,
+        per_image_token=2 * (layers * image + width * output),
+        per_text_token=2 * layers * 2 * text * grouped,
+        image_pair=4 * layers * width,
+        cross_pair=4 * layers * width,
+        image_kv=2 * layers * width,
+        output=output,
+    )

@@ -1,0 +1,47 @@
+"""Checks of single values, with messages that name the knob, the value and the cure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from ras_dit.errors import RASError
+
+ResetSteps = Literal["auto"] | tuple[int, ...] | tuple[float, ...]
+
+
+def check_number(name: str, value: object, expected: str, accept: Callable[[float], bool]) -> None:
+    """Refuse what is no finite number that ``accept`` takes."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not accept(value):  # type: ignore[arg-type]
+        raise RASError(f"{name}={value!r}; expected {expected}")
+
+
+def check_int(name: str, value: object, least: int, why: str) -> None:
+    """Refuse what is no integer of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise RASError(f"{name}={value!r}; expected an integer >= {least} ({why})")
+
+
+def checked_resets(value: object) -> ResetSteps:
+    """Reset steps sorted and without repetition, or a refusal."""
+    if value == "auto":
+        return "auto"
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise RASError(
+            f'reset_steps={value!r}; expected "auto", step indices such as (12, 20), or '
+            "fractions of the selective window such as (0.33, 0.67)"
+        )
+    if any(isinstance(item, bool) or not isinstance(item, int | float) for item in value):
+        raise RASError(f"reset_steps={value!r}; expected only integers or only floats")
+    kinds = {type(item) for item in value}
+    if len(kinds) > 1:
+        raise RASError(
+            f"reset_steps={value!r} mixes indices and fractions; give only integers or only floats"
+        )
+    if kinds == {float} and not all(0 < item < 1 for item in value):
+        raise RASError(f"reset_steps={value!r}; fractions must lie strictly between 0 and 1")
+    if kinds == {int} and not all(item >= 0 for item in value):
+        raise RASError(f"reset_steps={value!r}; step indices must be >= 0")
+    return tuple(sorted(set(value)))
