@@ -20,7 +20,7 @@ from ras_dit.config import presets
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "ras_dit"
 ENGINE = {"attention", "cache", "engine", "observe", "patch", "session"}
-FRONT = {"cli", "evaluation", "generate", "loading", "report", "visualization"}
+FRONT = {"cli", "evaluation", "generate", "loading", "report", "study", "visualization"}
 
 
 def layers() -> dict[str, set[str]]:
