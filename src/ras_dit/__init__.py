@@ -9,6 +9,7 @@ from ras_dit.adapters import TransformerDescription
 from ras_dit.config import RASConfig
 from ras_dit.errors import RASError, RASWarning, UnsupportedError
 from ras_dit.patch import Handle, disable, enable
+from ras_dit.recording import Recording
 from ras_dit.summary import Summary, summary
 from ras_dit.trace import StepTrace, Trace
 
@@ -17,6 +18,7 @@ __all__ = [
     "RASConfig",
     "RASError",
     "RASWarning",
+    "Recording",
     "StepTrace",
     "Summary",
     "Trace",

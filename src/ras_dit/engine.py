@@ -24,6 +24,7 @@ from ras_dit.checks import check_unhooked, checked_parameters, submodule
 from ras_dit.config import RASConfig
 from ras_dit.errors import RASError, RASWarning, UnsupportedError
 from ras_dit.observe import observe, observers, unobserve
+from ras_dit.recording import Recording
 from ras_dit.session import RunShape, Session, TransformerCall
 from ras_dit.signature import CallSignature
 from ras_dit.tokens import TokenGrid, by_token, gather_rows, gather_table
@@ -39,11 +40,14 @@ class Engine:
         description: TransformerDescription,
         config: RASConfig,
         replay: Trace | None = None,
+        *,
+        record: bool = False,
     ) -> None:
         self.transformer = transformer
         self.description = description
         self.config = config
         self.replay = replay
+        self.record = record
         self.model_config = cast("Mapping[str, Any]", transformer.config)
         self.patch_size = int(self.model_config["patch_size"])
         self._session: Session | None = None
@@ -52,6 +56,7 @@ class Engine:
         self._gathered: dict[str, tuple[Any, Any]] = {}
         self._finished: Session | None = None
         self._trace: Trace | None = None
+        self._recording: Recording | None = None
         self._warned = False
         self._observed: list[Any] = []
         self._layers: list[AttentionLayer] = []
@@ -67,9 +72,20 @@ class Engine:
     @property
     def trace(self) -> Trace | None:
         """The record of the last finished run."""
-        if self._finished is not None:
-            self._trace, self._finished = self._finished.trace(), None
+        self._collect()
         return self._trace
+
+    @property
+    def recording(self) -> Recording | None:
+        """Noise and latents of the last finished run, if they were to be kept."""
+        self._collect()
+        return self._recording
+
+    def _collect(self) -> None:
+        """Read a finished run from its device, once somebody asks."""
+        if self._finished is not None:
+            session, self._finished = self._finished, None
+            self._trace, self._recording = session.trace(), session.recording()
 
     # -- hooks ---------------------------------------------------------------------------------
 
@@ -173,6 +189,7 @@ class Engine:
             shape,
             functools.partial(by_token, patch_size=self.patch_size),
             self.replay,
+            record=self.record,
         )
         if session.is_dense and self.config.sample_ratio < 1 and not (self.replay or self._warned):
             self._warned = True

@@ -14,6 +14,7 @@ from ras_dit.checks import check_unhooked
 from ras_dit.config import RASConfig
 from ras_dit.engine import Engine, unwrap
 from ras_dit.errors import RASError, UnsupportedError
+from ras_dit.recording import Recording
 from ras_dit.trace import Trace
 
 
@@ -42,6 +43,11 @@ class Handle:
         return self._engine.trace
 
     @property
+    def recording(self) -> Recording | None:
+        """Noise and latents of the last finished run with ``enable(..., record=True)``."""
+        return self._engine.recording
+
+    @property
     def transformer_config(self) -> Mapping[str, Any]:
         """The transformer's own configuration."""
         return self._engine.model_config
@@ -68,6 +74,7 @@ def enable(
     /,
     *,
     replay: Trace | None = None,
+    record: bool = False,
     description: TransformerDescription | None = None,
     **overrides: Any,
 ) -> Handle:
@@ -83,6 +90,8 @@ def enable(
             or ``None`` for the defaults.
         replay: A recorded run whose active tokens every run takes over, step by step, instead of
             choosing its own.
+        record: Whether to keep every step's noise and latents for figures, in
+            ``handle.recording``: twice the latents per step, in CPU memory.
         description: What the transformer looks like, where ras-dit does not know it.
         **overrides: Fields of :class:`RASConfig` that replace those of ``config``.
 
@@ -94,19 +103,26 @@ def enable(
     chosen = RASConfig.load(config).replace(**overrides)
     engine = find_engine(pipe)
     if engine is not None:
-        if engine.config != chosen or engine.replay is not replay:
-            raise RASError(
-                f"RAS is enabled already with {engine.config}, and {chosen} was given"
-                f"{', or another trace to replay' if engine.replay is not replay else ''}; "
-                "call ras_dit.disable(pipe) first"
-            )
+        _check_same(engine, chosen, replay, record=record)
         engine.watch(pipe)
         return Handle(engine)
     transformer = _checked_transformer(pipe, description)
     description = description or describe(transformer)
-    engine = Engine(transformer, description, chosen, replay)
+    engine = Engine(transformer, description, chosen, replay, record=record)
     engine.watch(pipe)
     return Handle(engine)
+
+
+def _check_same(engine: Engine, config: RASConfig, replay: Trace | None, *, record: bool) -> None:
+    if engine.config != config:
+        difference = f"{engine.config}, and {config} was given"
+    elif engine.replay is not replay:
+        difference = "another trace to replay"
+    elif engine.record != record:
+        difference = f"record={engine.record}"
+    else:
+        return
+    raise RASError(f"RAS is enabled already with {difference}; call ras_dit.disable(pipe) first")
 
 
 def disable(pipe: Any) -> None:

@@ -40,7 +40,7 @@ class PublicCode:
     skip_num_step_length: int = 0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.high_ratio, int | float) and 0 <= self.high_ratio <= 1):
+        if not 0 <= self.high_ratio <= 1:
             raise RASError(f"high_ratio={self.high_ratio!r}; expected a number in (0, 1]")
         if self.skip_num_step_length < 0:
             raise RASError(

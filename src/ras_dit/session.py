@@ -16,6 +16,7 @@ from ras_dit.cache import BranchCache, FreshRows, TokenOrder
 from ras_dit.config import RASConfig
 from ras_dit.errors import RASError
 from ras_dit.public_code import PublicCode
+from ras_dit.recording import Recording
 from ras_dit.schedule import StepPlan, plan_steps, selective_window
 from ras_dit.selection import (
     METRIC_FUNCTIONS,
@@ -77,6 +78,7 @@ class Session:
         shape: What is known of the run.
         by_token: Sorts the guided noise prediction by token, ``[B, N, P, C]``.
         replay: A recorded run whose active tokens are taken over.
+        record: Whether to keep the noise and the latents of every step.
 
     Raises:
         RASError: If the configuration does not fit the run.
@@ -89,10 +91,14 @@ class Session:
         shape: RunShape,
         by_token: Callable[[torch.Tensor], torch.Tensor],
         replay: Trace | None = None,
+        *,
+        record: bool = False,
     ) -> None:
         self.config = config
         self.shape = shape
         self._replayed = replay
+        self._record = record
+        self._recorded: list[tuple[torch.Tensor, torch.Tensor]] = []
         if replay is None:
             self.plans = plan_steps(config, shape.num_evaluations, shape.grid.num_tokens)
         else:
@@ -168,6 +174,10 @@ class Session:
 
         Held outputs are merged by the transformer's own output already, so this is the identity.
         """
+        if self._record:
+            # Copies: pipelines and schedulers may write to either.
+            kept = noise_pred.to("cpu", copy=True), sample.to("cpu", copy=True)
+            self._recorded.append(kept)
         return noise_pred, sample
 
     def end_step(self, noise_pred: torch.Tensor) -> bool:
@@ -232,6 +242,13 @@ class Session:
                 for plan, calls, packed in self._records
             ),
         )
+
+    def recording(self) -> Recording | None:
+        """What was recorded, if anything was to be."""
+        if not self._record:
+            return None
+        noise_preds, samples = zip(*self._recorded, strict=True)
+        return Recording(self.trace(), noise_preds, samples)
 
     def _rows_for(self, batch: int) -> tuple[FreshRows, torch.Tensor]:
         """The active set repeated over the guidance branches of one batch."""
