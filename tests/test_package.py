@@ -58,7 +58,7 @@ LAYERS = layers()
         ("schedule", {"config", "errors"}),
         ("tokens", set()),
         ("selection", {"errors"}),
-        ("cache", {"tokens"}),
+        ("cache", {"errors", "tokens"}),
         ("trace", {"errors", "tokens"}),
         ("observe", set()),
         ("adapters", {"errors"}),

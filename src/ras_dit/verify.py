@@ -81,8 +81,9 @@ class MaskedReference(TorchFunctionMode):
     """Makes a stock transformer follow given active sets at full length, while entered.
 
     ``transformer(...)`` may be called any number of times per step: the i-th call of a step is
-    branch i (of guidance) and has caches of its own. A branch without caches, or whose latents
-    changed their shape, runs dense by itself. :meth:`next_step` ends a step.
+    branch i (of guidance) and has caches of its own. A branch without caches, whose latents
+    changed their shape, or which got another table of positions, runs dense by itself.
+    :meth:`next_step` ends a step.
 
     Args:
         transformer: A transformer with a description, without RAS enabled.
@@ -96,7 +97,8 @@ class MaskedReference(TorchFunctionMode):
     def __init__(self, transformer: nn.Module, active: Trace | ActiveSets) -> None:
         super().__init__()
         self._transformer = transformer
-        self._latents_name = describe(transformer).latents
+        description = describe(transformer)
+        self._latents_name, self._fixed_names = description.latents, description.fixed
         self._grid: tuple[int, int] | None = None
         if isinstance(active, Trace):
             name = type(transformer).__name__
@@ -162,12 +164,13 @@ class MaskedReference(TorchFunctionMode):
                 f"{self._latents_name!r}"
             )
         branch = self._branches.get(self._next_branch)
-        if branch is None or branch.latents_shape != latents.shape:
+        fixed = [call.arguments[name] for name in self._fixed_names]
+        if branch is None or not branch.fits(latents, fixed):
             patch_size = getattr(getattr(self._transformer, "config", None), "patch_size", None)
             tokens = token_map(latents, patch_size)
             self._check_grid(latents, tokens)
             operations = probe_attention(self._transformer, call, latents, tokens)
-            branch = _Branch(latents.shape, tokens, operations)
+            branch = _Branch(latents.shape, fixed, tokens, operations)
             self._branches[self._next_branch] = branch
         self._next_branch += 1
         active = self._active[self._step]
@@ -213,12 +216,18 @@ class _Branch:
     """One branch of guidance: where its tokens are, and what they last were while active."""
 
     latents_shape: torch.Size
+    fixed: list[torch.Tensor]
     tokens: torch.Tensor
     operations: list[Operation]
     caches: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
     noise: torch.Tensor | None = None
     _mask: torch.Tensor | None = None
     _made: int = 0
+
+    def fits(self, latents: torch.Tensor, fixed: list[torch.Tensor]) -> bool:
+        """Whether keys of a call with these arguments go together with the cached ones."""
+        same = all(torch.equal(old, new) for old, new in zip(self.fixed, fixed, strict=True))
+        return same and self.latents_shape == latents.shape
 
     def start(self, mask: torch.Tensor | None) -> None:
         """Begin a call; ``mask`` is bool ``[R, N]``, ``None`` where every token is active."""
