@@ -2,55 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 import ras_dit
+from families import lumina_inputs, lumina_pipeline
 from pipelines import sd3_inputs, sd3_pipeline
 from ras_dit import RASConfig, RASError
 from ras_dit.schedule import plan_steps
 from ras_dit.selection import choose_as_public_code, count_drops, l2_score
 
 # Final latents of microsoft/RAS at a9c5ec8fb2147ef450a7e3b5ec3b7bdd0006de3f, run unmodified with
-# diffusers 0.42.1 and torch 2.13.0 (CPU, float32) on tests/pipelines.py's SD3 pipeline (weights
-# of seed 0; call of the given seed; `side` x `side` tokens): every 37th value, mean, deviation.
+# diffusers 0.42.1 and torch 2.13.0 (CPU, float32) on the tests' pipelines (weights of seed 0; call
+# of seed `number`; `side` x `side` tokens): every 37th value, mean, deviation.
 # fmt: off
-RECORDED: list[tuple[str, int, int, dict[str, Any], list[float], float, float]] = [
-    ("defaults", 12, 8, {"error_reset_steps": (7, 9)},
+RECORDED: list[tuple[str, int, int, int, dict[str, Any], list[float], float, float]] = [
+    ("sd3", 0, 12, 8, {"error_reset_steps": (7, 9)},
      [2.513444, 5.017393, 1.312693, 3.108398, 4.667866, -1.128583, 4.394595, -2.147033],
      0.742480, 3.764882),
-    ("l2", 12, 8, {"error_reset_steps": (7,), "metric": "l2norm"},
+    ("sd3", 1, 12, 8, {"error_reset_steps": (7,), "metric": "l2norm"},
      [-2.475298, 4.072892, 0.769544, 6.665496, 3.122938, 0.649097, 2.854453, 3.242275],
      0.384324, 3.628365),
-    ("high ratio", 12, 8, {"error_reset_steps": (7,), "high_ratio": 0.3},
+    ("sd3", 2, 12, 8, {"error_reset_steps": (7,), "high_ratio": 0.3},
      [4.272422, 2.014511, 4.534322, 1.805571, -4.860436, -1.180396, -3.583375, -5.434538],
      -0.659418, 4.994219),
-    ("end inside the run", 12, 8, {"error_reset_steps": (7,), "scheduler_end_step": 9},
+    ("sd3", 3, 12, 8, {"error_reset_steps": (7,), "scheduler_end_step": 9},
      [0.967382, 1.856944, 5.22511, -1.106977, -0.295973, -0.612825, -1.658304, -3.438248],
      1.555018, 4.184296),
-    ("dynamic ratio", 16, 16, {"error_reset_steps": (9,), "skip_num_step": 64,
-                               "skip_num_step_length": 4},
+    ("sd3", 4, 16, 16, {"error_reset_steps": (9,), "skip_num_step": 64,
+                        "skip_num_step_length": 4},
      [6.189042, 1.691317, 0.062456, 3.547181, 3.8927, 3.161821, 4.292755, -6.332593],
      -0.576651, 6.594810),
-    ("quarter", 12, 8, {"error_reset_steps": (6,), "sample_ratio": 0.25,
-                        "scheduler_start_step": 3},
+    ("sd3", 5, 12, 8, {"error_reset_steps": (6,), "sample_ratio": 0.25,
+                       "scheduler_start_step": 3},
      [-7.268013, 3.667087, -1.128228, 5.769661, 0.013629, 0.711139, -1.035482, 1.011185],
      -1.291268, 3.466157),
+    ("lumina", 0, 12, 8, {"error_reset_steps": (7,)},
+     [-1.248654, -0.452672, -0.082272, 2.191585, 0.813907, -1.751887, 0.715645, -0.963453],
+     -0.227267, 2.181506),
+    ("lumina", 1, 16, 16, {"error_reset_steps": (9,), "skip_num_step": 64,
+                           "skip_num_step_length": 4},
+     [0.058689, 2.739843, 3.773899, 4.920323, -5.426396, 2.295481, 3.192506, -6.279936],
+     -0.322237, 2.994824),
+    ("lumina", 2, 12, 8, {"error_reset_steps": (8,), "metric": "l2norm", "sample_ratio": 0.25},
+     [-3.881364, -4.598099, -0.928179, -5.339632, 3.259326, 4.338575, 3.386668, 0.089922],
+     -0.125317, 2.538430),
 ]
 # fmt: on
 
 
-@pytest.mark.parametrize("seed", range(len(RECORDED)), ids=[row[0] for row in RECORDED])
-def test_final_latents_are_those_of_the_public_code(seed: int) -> None:
-    _, steps, side, knobs, values, mean, deviation = RECORDED[seed]
-    call = sd3_inputs(1, seed=seed, height=4 * side, width=4 * side)
-    pipe = sd3_pipeline()
-    stock = pipe(**call | {"num_inference_steps": steps}).images
-    call = sd3_inputs(1, seed=seed, height=4 * side, width=4 * side)
+def pipeline_and_call(family: str, seed: int, side: int) -> tuple[Any, Callable[[], Any]]:
+    if family == "sd3":
+        size = 4 * side
+        return sd3_pipeline(), lambda: sd3_inputs(1, seed=seed, height=size, width=size)
+    size = 16 * side
+    pipe = lumina_pipeline(sample_size=2 * side)
+    return pipe, lambda: lumina_inputs(1, seed=seed, height=size, width=size)
+
+
+@pytest.mark.parametrize("row", RECORDED, ids=[f"{row[0]}-{row[4]}" for row in RECORDED])
+def test_final_latents_are_those_of_the_public_code(row: Any) -> None:
+    family, seed, steps, side, knobs, values, mean, deviation = row
+    pipe, call = pipeline_and_call(family, seed, side)
+    stock = pipe(**call() | {"num_inference_steps": steps}).images
     with ras_dit.enable(pipe, RASConfig.microsoft(**{"scheduler_end_step": steps} | knobs)):
-        latents = pipe(**call | {"num_inference_steps": steps}).images
+        latents = pipe(**call() | {"num_inference_steps": steps}).images
     torch.testing.assert_close(latents.flatten()[::37][:8], torch.tensor(values), atol=1e-4, rtol=0)
     assert latents.mean().item() == pytest.approx(mean, abs=1e-4)
     assert latents.std().item() == pytest.approx(deviation, abs=1e-4)
