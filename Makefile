@@ -60,7 +60,7 @@ wheel-test: wheel  ## install the wheel into an empty environment, make a pictur
 	$(PYTHON) -m venv $(VENV)-wheel
 	$(VENV)-wheel/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt dist/*.whl
 	root="$$PWD" && folder=$$(mktemp -d) && cd "$$folder" && \
-	  "$$root/$(VENV)-wheel/bin/ras-dit" generate "a red apple" --steps 8 --out pictures && \
+	  "$$root/$(VENV)-wheel/bin/ras-dit" generate "a red apple" --steps 8 --size 128x128 --out pictures && \
 	  test "$$(ls pictures/*.png | wc -l)" -ge 2 && rm -rf "$$folder"
 
 clean:  ## remove everything that make made

@@ -16,6 +16,7 @@ from PIL import Image
 
 from ras_dit import cli
 from ras_dit.cli import main, slug
+from ras_dit.embedded import MODEL_DIR
 
 SHORT = ["--steps", "6", "--max-sequence-length", "16", "--device", "cpu"]
 
@@ -325,6 +326,20 @@ def test_cut_prompts_are_told(run: Any) -> None:
     lines = err.splitlines()
     assert lines
     assert all(line.startswith("warning: ") and "truncated" in line for line in lines)
+
+
+@pytest.mark.skipif(not MODEL_DIR.exists(), reason="the embedded model is missing")
+def test_the_embedded_model_is_the_default(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", "a red apple", "--size", "64x48", "--steps", "6", "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().err == ""
+    with Image.open(tmp_path / "a-red-apple-0.png") as image:
+        assert image.size == (64, 48)
+        assert len(image.convert("RGB").getcolors(64 * 48)) > 16
+    assert main([*words[:2], "--steps", "6", "--size", "250x251"]) == 2
+    assert "width=250 is no multiple of 8" in capsys.readouterr().err
 
 
 def test_as_a_program(model_folder: Path, tmp_path: Path) -> None:
