@@ -27,13 +27,15 @@ def shake(module: torch.nn.Module, seed: int) -> None:
             parameter.copy_(noise)
 
 
-def sd3_transformer(*, dual: bool = False, layers: int = 3, seed: int = 0) -> SD3Transformer2DModel:
+def sd3_transformer(
+    *, dual: bool = False, layers: int = 3, seed: int = 0, in_channels: int = 4, channels: int = 4
+) -> SD3Transformer2DModel:
     """SD3 (or SD3.5 with ``dual``: a second attention in two blocks, and qk_norm)."""
     transformer = SD3Transformer2DModel(
         sample_size=16,
         patch_size=2,
-        in_channels=4,
-        out_channels=4,
+        in_channels=in_channels,
+        out_channels=channels,
         num_layers=layers,
         attention_head_dim=16,
         num_attention_heads=2,
@@ -48,8 +50,8 @@ def sd3_transformer(*, dual: bool = False, layers: int = 3, seed: int = 0) -> SD
     return transformer.eval()
 
 
-def tiny_vae() -> AutoencoderKL:
-    """An autoencoder with four latent channels and a factor of 2."""
+def tiny_vae(channels: int = 4) -> AutoencoderKL:
+    """An autoencoder with a factor of 2."""
     torch.manual_seed(0)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
@@ -57,7 +59,7 @@ def tiny_vae() -> AutoencoderKL:
         block_out_channels=(4, 8),
         layers_per_block=1,
         norm_num_groups=2,
-        latent_channels=4,
+        latent_channels=channels,
         use_quant_conv=False,
         use_post_quant_conv=False,
         shift_factor=0.0,
