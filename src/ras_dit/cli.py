@@ -43,6 +43,7 @@ from ras_dit.generate import (
 )
 from ras_dit.loading import DTYPES, call_defaults, load_pipeline
 from ras_dit.report import comparison_rows, run_line
+from ras_dit.study.commands import app as study_app
 from ras_dit.visualization import comparison as side_by_side
 from ras_dit.visualization import region_map
 
@@ -58,6 +59,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Faster diffusion transformers by region-adaptive sampling.",
 )
+app.add_typer(study_app, name="study")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
