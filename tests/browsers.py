@@ -1,15 +1,23 @@
-"""A headless Chromium for the tests of pages, with a fresh profile each time."""
+"""A headless Chromium for the tests of pages, with a fresh profile each time.
+
+``RAS_DIT_SCREENSHOTS=FOLDER`` keeps pictures of every view.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 needs_chromium = pytest.mark.skipif(
@@ -52,3 +60,78 @@ def browser(
         yield driver
     finally:
         driver.quit()
+
+
+class Page:
+    """What a participant sees and does."""
+
+    def __init__(self, driver: Chrome, name: str) -> None:
+        self.driver = driver
+        self.name = name
+
+    def find(self, id_: str) -> Any:
+        return self.driver.find_element(By.ID, id_)
+
+    def script(self, code: str) -> Any:
+        return self.driver.execute_script(f"return {code}")
+
+    def wait(self, condition: Callable[[], object]) -> None:
+        WebDriverWait(self.driver, 60, 0.05).until(lambda _: condition())
+
+    def press(self, *keys: str) -> None:
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def open(self, address: str, *, anew: bool = True) -> None:
+        """Opens the page, as somebody who has never been here."""
+        self.driver.get(address)
+        if anew:
+            self.script("localStorage.clear()")
+            self.driver.get("about:blank")
+            self.driver.get(address)
+        self.wait(lambda: self.view() is not None)
+
+    def view(self) -> str | None:
+        code = "(document.querySelector('main:not([hidden])') || {}).id"
+        found: str | None = self.script(code)
+        return found
+
+    def position(self) -> int:
+        return int(self.find("position").text.split()[1])
+
+    def at(self, position: int) -> None:
+        self.wait(lambda: self.view() == "question" and self.position() == position)
+        self.wait(lambda: self.script("document.getElementById('right').complete"))
+
+    def saved(self) -> None:
+        self.wait(lambda: self.find("status").text == "Saved")
+
+    def chosen(self) -> int:
+        chosen: int = self.script(
+            "Number((document.querySelector('[name=choice]:checked') || {}).value || 0)"
+        )
+        return chosen
+
+    def click_answer(self, choice: int) -> None:
+        self.driver.find_element(By.CSS_SELECTOR, f"label:has(input[value='{choice}'])").click()
+
+    def look(self, view: str) -> None:
+        """Nothing sticks out sideways, no errors in the console; a screenshot on demand."""
+        wide, window = self.script("[document.documentElement.scrollWidth, window.innerWidth]")
+        assert wide <= window
+        assert [line for line in self.driver.get_log("browser") if line["level"] != "INFO"] == []
+        folder = os.environ.get("RAS_DIT_SCREENSHOTS")
+        if folder:
+            self.driver.save_screenshot(str(Path(folder) / f"{self.name}-{view}.png"))
+
+    def participant(self) -> str:
+        kept = self.script("Object.entries(localStorage)")
+        return str(json.loads(kept[0][1])["participant"])
+
+    def zoom_places(self) -> list[tuple[float, ...]]:
+        """Where both enlarged images are within their panes, and how large."""
+        code = """['zoom-left', 'zoom-right'].map((id) => {
+            const image = document.getElementById(id).getBoundingClientRect();
+            const pane = document.getElementById(id).parentElement.getBoundingClientRect();
+            return [image.x - pane.x, image.y - pane.y, image.width, image.height];
+        })"""
+        return [tuple(round(value, 2) for value in place) for place in self.script(code)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +19,22 @@ from urllib.request import Request, urlopen
 
 from PIL import Image, ImageDraw
 
-from ras_dit.study.folder import ANSWERS, ArmRecord, Manifest, Pair, read_manifest, write_study
+from ras_dit.study.folder import ANSWERS, KEY, ArmRecord, Manifest, Pair, read_manifest, write_study
 from ras_dit.study.serve import ServeOptions, listening_socket, make_server
 from ras_dit.study.store import AnswerStore
 
+QUESTIONS = 14
 DENSE = ArmRecord("dense", None, 28, (1.0,))
 SPARSE = ArmRecord("0.5", {"sample_ratio": 0.5}, 28, (0.5,))
 
 
 def small_study(
-    out: Path, count: int = 14, *, a: ArmRecord = DENSE, b: ArmRecord = SPARSE, side: int = 96
+    out: Path,
+    count: int = QUESTIONS,
+    *,
+    a: ArmRecord = DENSE,
+    b: ArmRecord = SPARSE,
+    side: int = 96,
 ) -> Manifest:
     """A study whose pictures of A are round and of B square."""
     pairs = []
@@ -126,7 +134,7 @@ def call(
             return Reply(error.code, error.read(), error.headers)
 
 
-def take_part(address: str, choices: Sequence[int] | None = None, count: int = 14) -> str:
+def take_part(address: str, choices: Sequence[int] | None = None, count: int = QUESTIONS) -> str:
     """One participant who answers everything."""
     participant: str = call(f"{address}api/participants", "POST", {}).json["participant"]
     generator = random.Random(participant)
@@ -135,3 +143,24 @@ def take_part(address: str, choices: Sequence[int] | None = None, count: int = 1
         place = f"{address}api/answers/{position}"
         assert call(place, "PUT", {"choice": choice}, participant=participant).status == 200
     return participant
+
+
+def start(address: str) -> str:
+    """A new participant."""
+    reply = call(f"{address}api/participants", "POST", {})
+    assert reply.status == 201
+    return str(reply.json["participant"])
+
+
+def secrets_of(folder: Path) -> list[bytes]:
+    """What must never leave the server."""
+    key = json.loads((folder / KEY).read_text())
+    with closing(sqlite3.connect(folder / ANSWERS)) as database:
+        people = [row[0] for row in database.execute("SELECT id FROM participants")]
+        seeds = [row[0] for row in database.execute("SELECT seed FROM participants")]
+    return [text.encode() for text in (key["secret"], "sample_ratio", "root:", *people, *seeds)]
+
+
+def study(folder: Path) -> str:
+    """Id of a study."""
+    return read_manifest(folder).study

@@ -1,34 +1,25 @@
-"""The whole study as a participant in a real browser: mouse and keyboard, desktop and phone.
-
-``RAS_DIT_SCREENSHOTS=FOLDER`` keeps pictures of every view.
-"""
+"""The whole study as a participant in a real browser: mouse and keyboard, desktop and phone."""
 
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from selenium.webdriver import ActionChains, Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.support.ui import WebDriverWait
 
-from browsers import DESKTOP, PHONE, browser, needs_chromium
+from browsers import DESKTOP, PHONE, Page, browser, needs_chromium
 from ras_dit.cli import main
 from ras_dit.embedded import MODEL_DIR
-from ras_dit.study.analyse import analyse_study
 from ras_dit.study.assignment import assignment
-from ras_dit.study.export import export_study
-from ras_dit.study.folder import ANSWERS, KEY, read_key, read_manifest
+from ras_dit.study.folder import ANSWERS, read_manifest
 from ras_dit.study.store import AnswerStore
 from studies import ServerProcess, served, small_study
-from test_study_export import read_codes
 
 pytestmark = needs_chromium
 COUNT = 14
@@ -69,81 +60,6 @@ def phone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     """A browser on a phone."""
     with browser(PHONE, tmp_path_factory.mktemp("phone")) as driver:
         yield driver
-
-
-class Page:
-    """What a participant sees and does."""
-
-    def __init__(self, driver: Chrome, name: str) -> None:
-        self.driver = driver
-        self.name = name
-
-    def find(self, id_: str) -> Any:
-        return self.driver.find_element(By.ID, id_)
-
-    def script(self, code: str) -> Any:
-        return self.driver.execute_script(f"return {code}")
-
-    def wait(self, condition: Callable[[], object]) -> None:
-        WebDriverWait(self.driver, 60, 0.05).until(lambda _: condition())
-
-    def press(self, *keys: str) -> None:
-        ActionChains(self.driver).send_keys(*keys).perform()
-
-    def open(self, address: str, *, anew: bool = True) -> None:
-        """Opens the page, as somebody who has never been here."""
-        self.driver.get(address)
-        if anew:
-            self.script("localStorage.clear()")
-            self.driver.get("about:blank")
-            self.driver.get(address)
-        self.wait(lambda: self.view() is not None)
-
-    def view(self) -> str | None:
-        code = "(document.querySelector('main:not([hidden])') || {}).id"
-        found: str | None = self.script(code)
-        return found
-
-    def position(self) -> int:
-        return int(self.find("position").text.split()[1])
-
-    def at(self, position: int) -> None:
-        self.wait(lambda: self.view() == "question" and self.position() == position)
-        self.wait(lambda: self.script("document.getElementById('right').complete"))
-
-    def saved(self) -> None:
-        self.wait(lambda: self.find("status").text == "Saved")
-
-    def chosen(self) -> int:
-        chosen: int = self.script(
-            "Number((document.querySelector('[name=choice]:checked') || {}).value || 0)"
-        )
-        return chosen
-
-    def click_answer(self, choice: int) -> None:
-        self.driver.find_element(By.CSS_SELECTOR, f"label:has(input[value='{choice}'])").click()
-
-    def look(self, view: str) -> None:
-        """Nothing sticks out sideways, no errors in the console; a screenshot on demand."""
-        wide, window = self.script("[document.documentElement.scrollWidth, window.innerWidth]")
-        assert wide <= window
-        assert [line for line in self.driver.get_log("browser") if line["level"] != "INFO"] == []
-        folder = os.environ.get("RAS_DIT_SCREENSHOTS")
-        if folder:
-            self.driver.save_screenshot(str(Path(folder) / f"{self.name}-{view}.png"))
-
-    def participant(self) -> str:
-        kept = self.script("Object.entries(localStorage)")
-        return str(json.loads(kept[0][1])["participant"])
-
-    def zoom_places(self) -> list[tuple[float, ...]]:
-        """Where both enlarged images are within their panes, and how large."""
-        code = """['zoom-left', 'zoom-right'].map((id) => {
-            const image = document.getElementById(id).getBoundingClientRect();
-            const pane = document.getElementById(id).parentElement.getBoundingClientRect();
-            return [image.x - pane.x, image.y - pane.y, image.width, image.height];
-        })"""
-        return [tuple(round(value, 2) for value in place) for place in self.script(code)]
 
 
 def choices_in_store(folder: Path, participant: str) -> list[int | None]:
@@ -361,50 +277,3 @@ def test_a_study_set_up_anew_starts_anew(tmp_path: Path, desktop: Chrome) -> Non
         page.driver.refresh()
         page.wait(lambda: page.view() == "welcome")
         page.driver.get_log("browser")
-
-
-@pytest.mark.parametrize("size", [DESKTOP, PHONE])
-def test_the_export_works_offline_and_is_merged(size: tuple[int, int], tmp_path: Path) -> None:
-    folder = tmp_path / "study"
-    manifest = small_study(folder, 4)
-    file = tmp_path / "page" / "study.html"
-    codes = read_codes(export_study(folder, folder / KEY, file, 2))
-    downloads = tmp_path / "downloads"
-    downloads.mkdir()
-    with browser(size, tmp_path / "profile", downloads) as driver:
-        page = Page(driver, f"offline-{size[0]}")
-        page.open(file.as_uri())
-        page.find("agree").click()
-        page.find("code").send_keys("0000-1111-2222-3333")
-        page.find("start").click()
-        assert "does not belong to this page" in page.find("start-error").text
-        page.find("code").clear()
-        page.find("code").send_keys(codes[1].lower())
-        page.look("1-welcome")
-        page.find("start").click()
-        for position, choice in enumerate((1, 4), 1):
-            page.at(position)
-            page.press(str(choice), Keys.ARROW_RIGHT)
-        page.at(3)
-        page.driver.refresh()
-        page.at(3)
-        page.look("2-question")
-        for position, choice in ((3, 3), (4, 5)):
-            page.at(position)
-            page.press(str(choice), Keys.ARROW_RIGHT)
-        page.wait(lambda: page.view() == "done")
-        page.look("3-done")
-        page.find("download").click()
-        name = f"answers-{manifest.study[:8]}-2.json"
-        page.wait((downloads / name).exists)
-        assert (
-            page.script("document.getElementById('copy').value") == (downloads / name).read_text()
-        )
-    analysis = analyse_study(folder, answer_files=[downloads / name])
-    key = read_key(folder / KEY, manifest.study)
-    levels = [0] * 5
-    shown = assignment(codes[1], manifest.questions)
-    for item, choice in zip(shown, (1, 4, 3, 5), strict=True):
-        levels[(choice if key.images[item.left] == "a" else 6 - choice) - 1] += 1
-    assert analysis.overall.levels == tuple(levels)
-    assert analysis.collection.refused == ()

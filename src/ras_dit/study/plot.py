@@ -53,11 +53,13 @@ def write_plot(analysis: Analysis, path: Path) -> None:
                 at = left + width / 2
                 axes.text(at, height, f"{width:.0f}", ha="center", va="center", color=ink, size=8)
             left += width
-    axes.axvline(0, color="black", linewidth=0.8)
+    # Behind the bars, so that it does not cross their numbers.
+    axes.axvline(0, color="black", linewidth=0.8, zorder=0)
     axes.set_yticks(heights, [label for label, _ in bars])
     axes.invert_yaxis()
-    axes.set_xlim(-105, 105)
-    ticks = range(-100, 101, 50)
+    widest = max(abs(limit) for limit in axes.get_xlim())
+    axes.set_xlim(-widest, widest)
+    ticks = [tick for tick in range(-100, 101, 25) if abs(tick) <= widest]
     axes.set_xticks(ticks, [f"{abs(tick)}" for tick in ticks])
     axes.set_xlabel("% of votes: prefer A to the left, prefer B to the right")
     axes.spines[["top", "right", "left"]].set_visible(False)
