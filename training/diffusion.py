@@ -13,9 +13,11 @@ import copy
 import dataclasses
 import json
 import logging
+import os
 import random
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ import yaml
 from torch import Tensor, nn
 
 from ras_dit.world import Mixture, caption, sample_scene
+from training.attention import use_plain_attention
 from training.latents import to_latents
 from training.models import (
     LATENTS_PER_TOKEN,
@@ -34,10 +37,12 @@ from training.models import (
     make_transformer,
 )
 from training.render import Art, render
-from training.tokens import choose, forward, gather, patches
+from training.tokens import choose, forward, gather, patches, stands_out
 
 logger = logging.getLogger(__name__)
 TOKEN = PIXELS_PER_LATENT * LATENTS_PER_TOKEN
+DEFAULT_CONFIG = Path(__file__).parent / "diffusion.yaml"
+AVERAGE_EVERY = 4  # updates
 BINS = 5  # noise levels that the log tells apart
 FULL_STOP = 0.05  # share of captions that end with one
 
@@ -66,6 +71,7 @@ class Phase:
     noise_mean: float = 0.5
     noise_width: float = 1.2
     jitter: int = 0
+    favour: float = 1.0  # how much likelier a token of a thing is kept than a bare one
     detailed: float = 0.0
     rows: dict[int, float] = field(default_factory=lambda: {16: 1.0})
 
@@ -119,7 +125,7 @@ class Averaged:
     def update(self, model: nn.Module) -> None:
         """Move towards the parameters of now."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = min(self.decay**AVERAGE_EVERY, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
 
 
@@ -202,13 +208,18 @@ def loss_of(
     """Mean loss, with the loss and the noise level of each image."""
     batch = len(prompts)
     grid = (view.height // TOKEN, view.width // TOKEN)
-    index = choose(batch, *grid, view.tokens, view.window, generator)
-    clean = gather(patches(latents, LATENTS_PER_TOKEN), index)
+    tokens = patches(latents, LATENTS_PER_TOKEN)
+    weight = 1 + (phase.favour - 1) * stands_out(tokens, grid)
+    index = choose(batch, *grid, view.tokens, view.window, generator, weight)
+    clean = gather(tokens, index)
     noise = torch.randn(clean.shape, generator=generator)
-    normal = torch.randn(batch, generator=generator)
+    # Spread evenly over the levels: less chance in each batch.
+    even = torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)
+    normal = torch.special.ndtri((even / batch).clamp(1e-4, 1 - 1e-4))
     sigma = torch.sigmoid(phase.noise_mean + phase.noise_width * normal)
     noisy = torch.lerp(clean, noise, sigma[:, None, None])
-    with torch.autocast("cpu", torch.bfloat16):
+    # No cache of casts: it would be shared between threads.
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         rows, pooled = training.texts.encode(prompts, t5_rows)
         velocity = forward(
             training.model["transformer"], noisy, index, grid, sigma * 1000, rows, pooled
@@ -217,19 +228,57 @@ def loss_of(
     return each.mean(), each.detach(), sigma
 
 
-def train(plan: Plan, art: Art, work: Path, init_from: Path | None, compiled: bool) -> None:
+@dataclass
+class Worker:
+    """A thread that adds the gradients of its own batches to the shared parameters."""
+
+    training: Training
+    art: Art
+    rng: random.Random
+    generator: torch.Generator
+
+    @classmethod
+    def make(cls, training: Training, art: Art, seed: str) -> Worker:
+        """A worker whose draws depend on the seed alone."""
+        rng = random.Random(seed)
+        return cls(training, art, rng, torch.Generator().manual_seed(rng.getrandbits(62)))
+
+    def run(
+        self, plan: Plan, phase: Phase, view: View, t5_rows: int, share: int
+    ) -> tuple[Tensor, Tensor]:
+        """One of `share` parts of a batch: losses and noise levels of its images."""
+        part = dataclasses.replace(view, batch=view.batch // share)
+        latents, prompts = draw_batch(self.art, phase, part, self.rng, plan.drop_text)
+        mean, each, sigma = loss_of(
+            self.training, latents, prompts, part, phase, t5_rows, self.generator
+        )
+        (mean / share).backward()
+        return each, sigma
+
+
+def _settle(threads: int) -> None:
+    """Fix a new thread's operations to one thread, before the main thread takes more."""
+    torch.ones(1 << 20).add_(1)
+    time.sleep(0.2 * threads)  # so that each thread of the pool takes one
+
+
+def train(plan: Plan, art: Art, work: Path, init_from: Path | None, threads: int) -> None:
     """Run the plan to its end, saving as it goes."""
     checkpoint = work / "diffusion.pt"
     training = Training.start(plan, init_from)
     if checkpoint.exists():
         training.load(checkpoint)
-    if compiled:
-        for block in training.model["transformer"].transformer_blocks:
-            block.compile()
+    use_plain_attention(training.model["transformer"])
     parameters = list(training.model.parameters())
     # What is drawn depends on the seed and on how far training has come.
-    rng = random.Random(f"{plan.seed} {training.images}")
-    generator = torch.Generator().manual_seed(plan.seed + training.images)
+    seed = f"{plan.seed} {training.images}"
+    rng = random.Random(seed)
+    # Threads that share nothing but gradients waste less than one operation on many threads.
+    torch.set_num_threads(1)
+    workers = [Worker.make(training, art, f"{seed} {number}") for number in range(threads)]
+    pool = ThreadPoolExecutor(threads)
+    wait([pool.submit(_settle, threads) for _ in range(threads)])
+    torch.set_num_threads(threads)  # of the thread that updates the parameters
     saved = reported = time.monotonic()
     total = torch.zeros(BINS)
     seen = torch.zeros(BINS)
@@ -243,16 +292,17 @@ def train(plan: Plan, art: Art, work: Path, init_from: Path | None, compiled: bo
         rate *= min(1.0, (training.updates + 1) / plan.warmup)
         view = rng.choices(phase.views, [view.weight for view in phase.views])[0]
         t5_rows = rng.choices(list(phase.rows), list(phase.rows.values()))[0]
-        latents, prompts = draw_batch(art, phase, view, rng, plan.drop_text)
-        mean, each, sigma = loss_of(training, latents, prompts, view, phase, t5_rows, generator)
-        mean.backward()
+        parts = [pool.submit(worker.run, plan, phase, view, t5_rows, threads) for worker in workers]
+        done = [part.result() for part in parts]
+        each, sigma = (torch.cat(values) for values in zip(*done, strict=True))
         nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
         for group in training.optimizer.param_groups:
             group["lr"] = rate
         training.optimizer.step()
         training.optimizer.zero_grad()
-        training.average.update(training.model)
-        training.images += len(prompts)
+        if training.updates % AVERAGE_EVERY == 0:
+            training.average.update(training.model)
+        training.images += len(each)
         training.updates += 1
         bins = (sigma * BINS).long().clamp(max=BINS - 1)
         total.index_add_(0, bins, each)
@@ -284,15 +334,15 @@ def main() -> None:
     )
     parser.add_argument("--art", type=Path, required=True, help="folder of the webp pictures")
     parser.add_argument("--work", type=Path, required=True, help="folder of the checkpoints")
-    parser.add_argument("--config", type=Path, default=Path(__file__).parent / "diffusion.yaml")
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG)
     parser.add_argument("--init-from", type=Path, help="an exported pipeline to continue from")
-    parser.add_argument("--compile", action="store_true", help="compile the blocks")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     plan = load_plan(options.config)
     logger.info("%s", json.dumps(dataclasses.asdict(plan)))
-    train(plan, Art(options.art), options.work, options.init_from, options.compile)
+    train(plan, Art(options.art), options.work, options.init_from, options.threads)
 
 
 if __name__ == "__main__":

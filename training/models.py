@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from training.latents import CHANNELS
+from training.positions import position_table
 from training.tokenizers import CLIP_ROWS, make_clip, make_t5
 
 HEADS, HEAD_WIDTH, LAYERS = 4, 64, 8
@@ -46,6 +47,9 @@ def make_transformer() -> SD3Transformer2DModel:
         pooled_projection_dim=2 * CLIP_WIDTH,
         pos_embed_max_size=LARGEST_SIZE // (PIXELS_PER_LATENT * LATENTS_PER_TOKEN),
         qk_norm="rms_norm",
+    )
+    transformer.pos_embed.pos_embed.copy_(
+        position_table(transformer.config.pos_embed_max_size, HEADS * HEAD_WIDTH)
     )
     for module in transformer.modules():
         if isinstance(module, nn.Linear):
@@ -192,7 +196,7 @@ def make_pipeline(
 
 def load_parts(folder: Path) -> tuple[SD3Transformer2DModel, Texts, AutoencoderKL]:
     """Transformer, texts and autoencoder of an exported pipeline, in fp32."""
-    pipeline = StableDiffusion3Pipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = StableDiffusion3Pipeline.from_pretrained(folder)
     texts = Texts(
         pipeline.tokenizer,
         pipeline.tokenizer_2,

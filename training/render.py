@@ -16,6 +16,7 @@ Pixels = npt.NDArray[np.float32]  # [height, width, channels], 0 to 1
 
 WHITE = (255, 255, 255)
 GRAIN = 4  # things stand on multiples of one latent pixel
+FILL = 0.75  # share of its cell that a thing takes: then sizes repeat from canvas to canvas
 
 
 @dataclass
@@ -66,17 +67,17 @@ def layout(scene: Scene, width: int, height: int) -> list[Placed]:
     opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}
     if scene.relation is not None and scene.second is not None:
         return [
-            _place(scene.first, halves[scene.relation], 0.875),
-            _place(scene.second, halves[opposite[scene.relation]], 0.875),
+            _place(scene.first, halves[scene.relation], FILL),
+            _place(scene.second, halves[opposite[scene.relation]], FILL),
         ]
     if scene.count == 1:
-        return [_place(scene.first, (0.0, 0.0, float(width), float(height)), 0.75)]
+        return [_place(scene.first, (0.0, 0.0, float(width), float(height)), FILL)]
     cells = {
         2: [halves["left"], halves["right"]],
         3: [(w / 2, 0.0, w, h), (0.0, h, w, h), (w, h, w, h)],
         4: [(0.0, 0.0, w, h), (w, 0.0, w, h), (0.0, h, w, h), (w, h, w, h)],
     }
-    return [_place(scene.first, cell, 0.875) for cell in cells[scene.count]]
+    return [_place(scene.first, cell, FILL) for cell in cells[scene.count]]
 
 
 def _colour(name: str | None, shift: float) -> Pixels:

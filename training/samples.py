@@ -1,6 +1,6 @@
 """A contact sheet: pictures of prompts with the prompts under them.
 
-    python -m training.samples --model FOLDER --out docs/samples/contact-sheet.png
+    python -m training.samples [--model FOLDER] [--out docs/samples/contact-sheet.png]
     python -m training.samples --checkpoint WORK/diffusion.pt --out preview.png --size 128
 
 Without `--prompt`, the 24 fixed held-out prompts.
@@ -18,6 +18,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 from PIL import Image, ImageDraw
 
+from ras_dit.embedded import MODEL_DIR
 from ras_dit.world import evaluation_prompts
 from training.latents import to_images
 from training.models import Texts, make_autoencoder, make_pipeline, make_transformer
@@ -90,10 +91,10 @@ def contact_sheet(
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", type=Path, help="an exported pipeline")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--model", type=Path, default=MODEL_DIR, help="an exported pipeline")
     source.add_argument("--checkpoint", type=Path, help="a checkpoint of diffusion training")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("docs/samples/contact-sheet.png"))
     parser.add_argument("--prompt", action="append", help="instead of the fixed ones")
     parser.add_argument("--size", type=int, nargs="+", default=[256], help="one side, or two")
     parser.add_argument("--steps", type=int, default=28)
@@ -102,7 +103,7 @@ def main() -> None:
     parser.add_argument("--t5-rows", type=int, default=32)
     parser.add_argument("--columns", type=int, default=6)
     options = parser.parse_args()
-    if options.model is None:
+    if options.checkpoint:
         pipeline = from_checkpoint(options.checkpoint, options.shift)
     else:
         pipeline = StableDiffusion3Pipeline.from_pretrained(options.model)
@@ -115,7 +116,7 @@ def main() -> None:
         steps=options.steps,
         guidance=options.guidance,
         t5_rows=options.t5_rows,
-        linear=options.model is None,
+        linear=options.checkpoint is not None,
     )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(pictures, prompts, options.columns).save(options.out, optimize=True)

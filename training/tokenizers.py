@@ -69,3 +69,26 @@ def make_t5() -> T5Tokenizer:
     pieces += [("s", -2.0), ("es", -2.0), ("▁", -8.0)]
     pieces += [(c, -8.0) for c in string.printable.strip() if c != "s"]
     return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=T5_ROWS)
+
+
+def _pieces(tokenizer: T5Tokenizer) -> list[tuple[str, float]]:
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    return [(piece, score) for piece, score in model["vocab"]]
+
+
+def capitalised(tokenizer: T5Tokenizer) -> tuple[T5Tokenizer, list[int]]:
+    """The tokenizer with capital words added, and for each token the one it stands for."""
+    pieces = _pieces(tokenizer)
+    index = {piece: number for number, (piece, _) in enumerate(pieces)}
+    added: dict[str, int] = {}
+    for word in sorted(vocabulary()):
+        small = "▁" + word
+        for form in ("▁" + word.capitalize(), "▁" + word.upper()):
+            if small in index and form != small:
+                added[form] = index[small]
+    sources = [added.get(piece, number) for number, (piece, _) in enumerate(pieces)]
+    missing = [form for form in added if form not in index]
+    pieces += [(form, -1.0) for form in missing]
+    sources += [added[form] for form in missing]
+    made = T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=T5_ROWS)
+    return made, sources

@@ -7,14 +7,27 @@ from diffusers import SD3Transformer2DModel
 from torch import Tensor
 from torch.nn import functional as F
 
+EDGE_DIFFERENCE = 0.15
+
 
 def choose(
-    batch: int, rows: int, columns: int, number: int, window: int, generator: torch.Generator
+    batch: int,
+    rows: int,
+    columns: int,
+    number: int,
+    window: int,
+    generator: torch.Generator,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """Indices [batch, number] of tokens: a square window (0: none) and others by chance."""
+    """Indices [batch, number] of tokens: a square window (0: none) and others by chance.
+
+    Tokens of more weight [batch, rows * columns] are chosen more often.
+    """
     if number >= rows * columns:
         return torch.arange(rows * columns).expand(batch, -1)
     score = torch.rand(batch, rows, columns, generator=generator)
+    if weight is not None:
+        score = score.pow(1 / weight.view(batch, rows, columns))
     if window:
         top = torch.randint(rows - window + 1, (batch, 1, 1), generator=generator)
         left = torch.randint(columns - window + 1, (batch, 1, 1), generator=generator)
@@ -32,6 +45,12 @@ def patches(latents: Tensor, patch: int) -> Tensor:
     return split.permute(0, 2, 4, 3, 5, 1).reshape(
         batch, (height // patch) * (width // patch), patch * patch * channels
     )
+
+
+def stands_out(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Which tokens [B, N] show something else than the left edge of their row does."""
+    split = tokens.unflatten(1, grid)
+    return ((split - split[:, :, :1]).abs().mean(dim=3) > EDGE_DIFFERENCE).flatten(1)
 
 
 def gather(tokens: Tensor, index: Tensor) -> Tensor:

@@ -197,5 +197,5 @@ def plural(name: str) -> str:
 
 
 def article(word: str) -> str:
-    """ "a" or "an", as the word that follows wants it."""
+    """The article, "a" or "an", that the word which follows wants."""
     return "an" if word[0] in "aeiou" and not word.startswith("uni") else "a"
