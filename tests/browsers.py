@@ -76,7 +76,7 @@ class Page:
         return self.driver.execute_script(f"return {code}")
 
     def wait(self, condition: Callable[[], object]) -> None:
-        WebDriverWait(self.driver, 60, 0.05).until(lambda _: condition())
+        WebDriverWait(self.driver, 180, 0.05).until(lambda _: condition())
 
     def press(self, *keys: str) -> None:
         ActionChains(self.driver).send_keys(*keys).perform()
