@@ -20,7 +20,11 @@ from ras_dit.config import presets
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "ras_dit"
 ENGINE = {"attention", "cache", "engine", "observe", "patch", "session"}
-FRONT = {"cli", "evaluation", "generate", "loading", "report", "study", "visualization"}
+FRONT = {
+    *("cli", "console", "options"),
+    *("evaluation", "generate", "loading", "outline", "report", "study"),
+    *("animation", "figures", "portrait", "sheet", "visualization"),
+}
 
 
 def layers() -> dict[str, set[str]]:
@@ -54,10 +58,12 @@ LAYERS = layers()
     ("name", "allowed"),
     [
         ("errors", set()),
-        ("config", {"errors"}),
+        ("validation", {"errors"}),
+        ("public_code", {"errors"}),
+        ("config", {"errors", "public_code", "validation"}),
         ("schedule", {"config", "errors"}),
         ("tokens", set()),
-        ("selection", {"errors"}),
+        ("selection", {"config", "errors", "public_code"}),
         ("cache", {"errors", "tokens"}),
         ("trace", {"errors", "tokens"}),
         ("observe", set()),
@@ -65,7 +71,12 @@ LAYERS = layers()
         ("world", {"errors"}),
         ("embedded", set()),
         ("cost", {"adapters", "errors", "schedule", "trace"}),
-        ("session", {"cache", "config", "errors", "schedule", "selection", "tokens", "trace"}),
+        ("recording", {"errors", "selection", "tokens", "trace"}),
+        (
+            "session",
+            {"cache", "config", "errors", "public_code", "recording", "schedule", "selection"}
+            | {"tokens", "trace"},
+        ),
         ("visualization", {"__init__", "errors", "trace"}),
     ],
 )
