@@ -1,0 +1,1 @@
+"""Measurements of speed and fidelity, each one command and one table."""
