@@ -25,10 +25,10 @@ SHORT = ["--steps", "6", "--max-sequence-length", "16", "--device", "cpu"]
 def run(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """Runs ``ras-dit generate`` on the small model, into a fresh folder."""
+    """Runs ``ras-dit generate``, or another command, on the small model, into a fresh folder."""
 
-    def call(*words: str) -> tuple[int, str, str]:
-        base = ["generate", "--model", str(model_folder), *SHORT, "--out", str(tmp_path / "out")]
+    def call(*words: str, command: str = "generate") -> tuple[int, str, str]:
+        base = [command, "--model", str(model_folder), *SHORT, "--out", str(tmp_path / "out")]
         status = main([*base, *words])
         said = capsys.readouterr()
         return status, said.out, said.err
@@ -118,6 +118,84 @@ def test_a_configuration_file(run: Any, tmp_path: Path) -> None:
     path.write_text("sample_ratio: 0.125\nwarmup_steps: 3\n")
     _, out, _ = run("a fox", "--config", str(path))
     assert "3 of 6 steps sparse, active tokens there: 8 of 64" in out
+
+
+def test_a_contact_sheet_and_an_animation(run: Any, tmp_path: Path) -> None:
+    words = ("--sample-ratio", "0.25", "--size", "40x24", "--seed", "3")
+    status, out, err = run("a fox", "a hen", *words, command="visualize")
+    assert (status, err) == (0, "")
+    assert files(tmp_path / "out") == {"a-fox-3-sheet.png", "a-hen-3-sheet.png"}
+    with Image.open(tmp_path / "out" / "a-hen-3-sheet.png") as image:
+        assert image.info["prompt"] == "a hen"
+    # Two pictures of 12 x 20 latents with 4 channels, float32, noise and latents of 6 steps.
+    assert f"recording {2 * 6 * 2 * 4 * 12 * 20 * 4 / 2**20:.1f} MiB" in out
+    status, out, err = run("a fox", *words, "--animation", command="visualize")
+    assert (status, err) == (0, "")
+    assert f"replaced {tmp_path / 'out' / 'a-fox-3-sheet.png'}" in out
+    assert f"wrote {tmp_path / 'out' / 'a-fox-3-steps.gif'}" in out
+    with Image.open(tmp_path / "out" / "a-fox-3-steps.gif") as image:
+        assert image.n_frames == 6
+
+
+def test_a_plan_is_what_the_run_does(
+    model_folder: Path, run: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--model", str(model_folder), "--steps", "12", "--max-sequence-length", "16"]
+    words += ["--paper", "sd3", "--sample-ratio", "0.25", "--size", "40x24"]
+    assert main(["plan", *words]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    rows = [
+        [cell.strip() for cell in line.strip("│").split("│")]
+        for line in said.out.splitlines()
+        if line.startswith("│")
+    ]
+    assert rows[0] == ["0 to 3", "dense", "60", "100.0%"]
+    facts = {row[0]: row[1] for row in rows if len(row) == 2}
+    assert facts["text rows T"] == "64"
+    assert facts["image tokens N"] == "60 (6 x 10)"
+    assert facts["mean ratio of sparse steps"].startswith("25.")
+    _, out, _ = run("a fox", *words, "--compare")
+    limit = facts["FLOP limit of the loop"]
+    assert any("FLOP limit" in line and limit in line for line in out.splitlines())
+
+
+def test_plans_load_no_weights(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "bare"
+    shutil.copytree(model_folder, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    assert main(["plan", "--model", str(folder)]) == 0
+    assert "64 (8 x 8)" in capsys.readouterr().out
+
+
+BAD_PLANS = {
+    "--steps 0": "'--steps'",
+    "--sample-ratio 2": "(0, 1]",
+    "--size 250x251": "width=250 is no multiple of 4",
+    "--size 4000x4000": "limit of 96 pixels",
+    "--paper sdxl": "sd3 and lumina",
+    "--paper sd3 --preset fast": "--paper goes with --sample-ratio",
+    "--dtype float8": "auto, float32",
+    "--model nosuch": "there is no model folder",
+    "--config nosuch.yaml": "nosuch.yaml",
+}
+
+
+@pytest.mark.parametrize("words", BAD_PLANS)
+def test_bad_plans_are_one_line(
+    model_folder: Path, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    status = main(["plan", "--model", str(model_folder), *words.split()])
+    said = capsys.readouterr()
+    assert_refused((status, said.out, said.err), BAD_PLANS[words])
+
+
+@pytest.mark.parametrize("words", ["--size 250x251", "--seed -1", "--paper x", "--device nosuch"])
+def test_bad_words_of_visualize_are_one_line(run: Any, tmp_path: Path, words: str) -> None:
+    status, out, err = run("a fox", *words.split(), command="visualize")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert not list(tmp_path.glob("out/*"))
 
 
 def test_the_models(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,16 +6,13 @@ one line on stderr.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 import os
 import re
 import statistics
 import sys
 import traceback
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,32 +22,27 @@ import typer
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
+from ras_dit import options
 from ras_dit.adapters import DESCRIPTIONS
+from ras_dit.animation import save_animation
 from ras_dit.config import RASConfig, presets
-from ras_dit.errors import RASError, RASWarning
-from ras_dit.generate import (
-    Comparison,
-    Generated,
-    Job,
-    OnStep,
-    check_size,
-    compare,
-    generate,
-    seeds_for,
-)
-from ras_dit.loading import DTYPES, call_defaults, load_pipeline
+from ras_dit.console import fail, one_line_warnings, progress, quiet_libraries
+from ras_dit.errors import RASError
+from ras_dit.generate import Comparison, Generated, Job, check_size, compare, generate, seeds_for
+from ras_dit.loading import call_defaults, choose_dtype, load_pipeline
+from ras_dit.options import DEFAULT_PRESET
+from ras_dit.outline import read_outline
+from ras_dit.planning import HEADINGS, plan_table
+from ras_dit.portrait import figures_of
 from ras_dit.report import comparison_rows, run_line
 from ras_dit.study.commands import app as study_app
 from ras_dit.visualization import comparison as side_by_side
 from ras_dit.visualization import region_map
 
-DEFAULT_PRESET = "balanced"
 TIMED_RUNS = 3
 _LONGEST_SLUG = 60
-_THE_MODELS = "the model's"
 # typer's errors of usage, wherever the installed release keeps them.
 _UsageError = typer.BadParameter.__bases__[0]
 
@@ -73,19 +65,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     verbose = "--verbose" in words
-    with _one_line_warnings(verbose=verbose):
+    with one_line_warnings(verbose=verbose):
         try:
             status = app(words, prog_name="ras-dit", standalone_mode=False)
         except (KeyboardInterrupt, typer.Abort):
-            return _fail("interrupted", 130)
+            return fail("interrupted", 130)
         except Exception as error:  # noqa: BLE001  (the program's last resort)
             if verbose:
                 traceback.print_exc()
             if isinstance(error, _UsageError):
-                return _fail(error.format_message(), 2)  # type: ignore[attr-defined]
+                return fail(error.format_message(), 2)  # type: ignore[attr-defined]
             if isinstance(error, RASError):
-                return _fail(str(error), 2)
-            return _fail(f"{type(error).__name__}: {error}", 1)
+                return fail(str(error), 2)
+            return fail(f"{type(error).__name__}: {error}", 1)
     return status if isinstance(status, int) else 0
 
 
@@ -104,48 +96,24 @@ def _program(
 
 @app.command("generate")
 def _generate(
-    prompts: Annotated[
-        list[str], typer.Argument(metavar="PROMPT...", help="One picture is made per prompt.")
-    ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR_OR_HUB_ID",
-            help="A folder, or owner/name on a hub.",
-            show_default="the embedded model",
-        ),
-    ] = None,
-    sample_ratio: Annotated[
-        float | None, typer.Option(help="Share of active tokens in sparse steps, in (0, 1].")
-    ] = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help=f"{', '.join(presets())}.", show_default=DEFAULT_PRESET),
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="A YAML file of RASConfig fields.")] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 28,
-    seed: Annotated[
-        int, typer.Option(min=0, help="Of every picture; a repeated prompt gets the next one.")
-    ] = 0,
-    size: Annotated[
-        str | None, typer.Option(metavar="WxH", help="In pixels.", show_default=_THE_MODELS)
-    ] = None,
-    guidance: Annotated[
-        float | None, typer.Option(min=0, help="Guidance scale.", show_default=_THE_MODELS)
-    ] = None,
-    max_sequence_length: Annotated[
-        int | None,
-        typer.Option(min=1, help="Text rows of the long text encoder.", show_default=_THE_MODELS),
-    ] = None,
-    dtype: Annotated[str, typer.Option(help=f"auto, {', '.join(DTYPES)}.")] = "auto",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    prompts: options.Prompts,
+    model: options.Model = None,
+    sample_ratio: options.SampleRatio = None,
+    preset: options.Preset = None,
+    config: options.ConfigFile = None,
+    paper: options.Paper = None,
+    steps: options.Steps = 28,
+    seed: options.Seed = 0,
+    size: options.Size = None,
+    guidance: options.Guidance = None,
+    max_sequence_length: options.MaxSequenceLength = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
     with_dense: Annotated[
         bool, typer.Option("--compare", help="Make the dense picture too, and time both.")
     ] = False,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
-    verbose: Annotated[
-        bool, typer.Option("--verbose", help="Show tracebacks and all warnings.")
-    ] = False,
+    out: options.Out = Path("out"),
+    verbose: options.Verbose = False,
 ) -> None:
     """Make pictures and the maps of where the work went.
 
@@ -153,34 +121,105 @@ def _generate(
 
     The same prompt and seed replace their own files.
     """
-    chosen = _configuration(sample_ratio, preset, config)
-    width, height = _parse_size(size)
-    defaults = call_defaults(model)
-    job = Job(
-        prompts=tuple(prompts),
-        seeds=seeds_for(prompts, seed),
-        num_inference_steps=steps,
-        width=width,
-        height=height,
-        guidance_scale=defaults.guidance_scale if guidance is None else guidance,
-        max_sequence_length=max_sequence_length or defaults.max_sequence_length,
-    )
+    chosen = _configuration(sample_ratio, preset, config, paper)
+    job = _job(prompts, seed, steps, size, guidance, max_sequence_length, model)
     _prepare_folder(out)
-    with _quiet_libraries(verbose=verbose):
+    with quiet_libraries(verbose=verbose):
         messages = Console(stderr=True)
-        with messages.status(f"loading {model or 'the embedded model'}"):
-            pipeline = load_pipeline(model, dtype=dtype, device=device)
-        check_size(pipeline, job)
+        pipeline = _loaded(messages, model, dtype, device, job)
         if with_dense:
-            with _progress(messages, 2 * (1 + TIMED_RUNS)) as on_step:
+            with progress(messages, 2 * (1 + TIMED_RUNS)) as on_step:
                 measured = compare(pipeline, chosen, job, runs=TIMED_RUNS, on_step=on_step)
             _write_pictures(out, job, measured.ras, measured)
             Console().print(_comparison_table(measured, pipeline))
         else:
-            with _progress(messages, 1) as on_step:
+            with progress(messages, 1) as on_step:
                 generated = generate(pipeline, chosen, job, on_step=on_step)
             _write_pictures(out, job, generated, None)
             typer.echo(run_line(generated))
+
+
+@app.command("visualize")
+def _visualize(
+    prompts: options.Prompts,
+    model: options.Model = None,
+    sample_ratio: options.SampleRatio = None,
+    preset: options.Preset = None,
+    config: options.ConfigFile = None,
+    paper: options.Paper = None,
+    steps: options.Steps = 28,
+    seed: options.Seed = 0,
+    size: options.Size = None,
+    guidance: options.Guidance = None,
+    max_sequence_length: options.MaxSequenceLength = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    animated: Annotated[
+        bool, typer.Option("--animation", help="Write a GIF of all steps too.")
+    ] = False,
+    out: options.Out = Path("out"),
+    verbose: options.Verbose = False,
+) -> None:
+    """Draw how a run went: where the work went, the scores, the chosen tokens, step by step.
+
+    Writes PROMPT-SEED-sheet.png, with --animation PROMPT-SEED-steps.gif too.
+
+    The run is recorded in CPU memory: 2 x steps x the size of the latents; 28 steps of one
+    1024x1024 picture of Stable Diffusion 3 take 28 MiB in half precision, 56 MiB in float32.
+    """
+    chosen = _configuration(sample_ratio, preset, config, paper)
+    job = _job(prompts, seed, steps, size, guidance, max_sequence_length, model)
+    _prepare_folder(out)
+    with quiet_libraries(verbose=verbose):
+        messages = Console(stderr=True)
+        pipeline = _loaded(messages, model, dtype, device, job)
+        with progress(messages, 2) as on_step:
+            dense = generate(pipeline, None, job, on_step=on_step)
+            recorded = generate(pipeline, chosen, job, on_step=on_step, record=True)
+        for drawing in figures_of(pipeline, job, dense, recorded, animated=animated):
+            name = f"{slug(drawing.prompt)}-{drawing.seed}"
+            _write(drawing.sheet, out / f"{name}-sheet.png", drawing.prompt, drawing.seed)
+            if drawing.frames:
+                path = out / f"{name}-steps.gif"
+                typer.echo(f"{'replaced' if path.exists() else 'wrote'} {path}")
+                save_animation(drawing.frames, path)
+    assert recorded.recording is not None
+    typer.echo(f"{run_line(recorded)}; recording {recorded.recording.nbytes / 2**20:.1f} MiB")
+
+
+@app.command("plan")
+def _plan(
+    model: options.Model = None,
+    sample_ratio: options.SampleRatio = None,
+    preset: options.Preset = None,
+    config: options.ConfigFile = None,
+    paper: options.Paper = None,
+    steps: options.Steps = 28,
+    size: options.Size = None,
+    max_sequence_length: options.MaxSequenceLength = None,
+    dtype: options.Dtype = "auto",
+    verbose: options.Verbose = False,
+) -> None:
+    """Show what a run would do in each step and what that saves, without loading weights."""
+    chosen = _configuration(sample_ratio, preset, config, paper)
+    width, height = _parse_size(size)
+    with quiet_libraries(verbose=verbose):
+        outline = read_outline(model, max_sequence_length=max_sequence_length)
+        planned = plan_table(
+            outline.work,
+            chosen,
+            outline.num_evaluations(steps),
+            outline.grid(width, height),
+            num_text_tokens=outline.num_text_tokens,
+            dtype=choose_dtype(dtype),
+        )
+    table = Table("steps", "kind", *(Column(name, justify="right") for name in HEADINGS[2:]))
+    for row in planned.rows:
+        table.add_row(*row.cells())
+    facts = Table("the whole run", "")
+    for fact in planned.facts():
+        facts.add_row(*fact)
+    Console().print(table, facts)
 
 
 @app.command("models")
@@ -193,10 +232,15 @@ def _models() -> None:
 
 
 def _configuration(
-    sample_ratio: float | None, preset: str | None, config: Path | None
+    sample_ratio: float | None, preset: str | None, config: Path | None, paper: str | None
 ) -> RASConfig:
     if sum(choice is not None for choice in (sample_ratio, preset, config)) > 1:
         raise RASError("--sample-ratio, --preset and --config exclude each other; give one")
+    if paper is not None:
+        if preset is not None or config is not None:
+            raise RASError("--paper goes with --sample-ratio, not with --preset or --config")
+        ratio = RASConfig.sample_ratio if sample_ratio is None else sample_ratio
+        return RASConfig.paper(paper, ratio)  # type: ignore[arg-type]  # checks it itself
     if sample_ratio is not None:
         return RASConfig(sample_ratio=sample_ratio)
     if config is not None:
@@ -205,6 +249,35 @@ def _configuration(
     if name not in presets():
         raise RASError(f"the preset {name!r} is unknown; expected one of {', '.join(presets())}")
     return RASConfig.load(name)
+
+
+def _job(
+    prompts: Sequence[str],
+    seed: int,
+    steps: int,
+    size: str | None,
+    guidance: float | None,
+    max_sequence_length: int | None,
+    model: str | None,
+) -> Job:
+    width, height = _parse_size(size)
+    defaults = call_defaults(model)
+    return Job(
+        prompts=tuple(prompts),
+        seeds=seeds_for(prompts, seed),
+        num_inference_steps=steps,
+        width=width,
+        height=height,
+        guidance_scale=defaults.guidance_scale if guidance is None else guidance,
+        max_sequence_length=max_sequence_length or defaults.max_sequence_length,
+    )
+
+
+def _loaded(messages: Console, model: str | None, dtype: str, device: str, job: Job) -> Any:
+    with messages.status(f"loading {model or 'the embedded model'}"):
+        pipeline = load_pipeline(model, dtype=dtype, device=device)
+    check_size(pipeline, job)
+    return pipeline
 
 
 def _parse_size(size: str | None) -> tuple[int | None, int | None]:
@@ -271,84 +344,3 @@ def _comparison_table(measured: Comparison, pipeline: Any) -> Table:
         place = torch.cuda.get_device_name(device)
     table.add_row("measured on", f"{device.type}, {place}, {measured.trace.dtype}")
     return table
-
-
-@contextlib.contextmanager
-def _progress(console: Console, runs: int) -> Iterator[OnStep]:
-    """A bar over the steps of all runs, where stderr is a terminal."""
-    bar = Progress(
-        TextColumn("denoising"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task("denoising", total=None)
-
-        def on_step(_done: int, total: int) -> None:
-            bar.update(task, total=runs * total, advance=1)
-
-        yield on_step
-
-
-@contextlib.contextmanager
-def _one_line_warnings(*, verbose: bool) -> Iterator[None]:
-    """Python's warnings as one line each; those that are not ours only if verbose."""
-
-    def show(message: Warning | str, category: type[Warning], *_: object, **__: object) -> None:
-        if verbose or issubclass(category, RASWarning):
-            _say("warning", str(message))
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
-
-
-class _OneLine(logging.Handler):
-    """Warnings as one line on stderr; what is logged as an error is also raised, and told then."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.ERROR:
-            _say("warning", record.getMessage())
-
-
-@contextlib.contextmanager
-def _quiet_libraries(*, verbose: bool) -> Iterator[None]:
-    """What diffusers has to say as one line each, and no progress bars but ours."""
-    # Both give their loggers a handler when they are first imported; it is replaced after that.
-    import diffusers.utils.logging as diffusers_logging
-    import transformers.utils.logging as transformers_logging
-
-    # transformers and the hub's client only speak of themselves: of optional packages, of retries.
-    levels = {"diffusers": logging.WARNING}
-    levels |= dict.fromkeys(("transformers", "huggingface_hub"), logging.ERROR)
-    before = [
-        (logger, logger.level, logger.handlers, logger.propagate)
-        for logger in map(logging.getLogger, levels)
-    ]
-    handler = _OneLine()
-    try:
-        for library in (diffusers_logging, transformers_logging):
-            library.disable_progress_bar()
-        for logger, *_ in before:
-            logger.setLevel(logging.WARNING if verbose else levels[logger.name])
-            logger.handlers, logger.propagate = [handler], False
-        yield
-    finally:
-        for library in (diffusers_logging, transformers_logging):
-            library.enable_progress_bar()
-        for logger, level, handlers, propagate in before:
-            logger.setLevel(level)
-            logger.handlers, logger.propagate = handlers, propagate
-
-
-def _say(kind: str, text: str) -> None:
-    sys.stderr.write(f"{kind}: {' '.join(text.split())}\n")
-
-
-def _fail(text: str, status: int) -> int:
-    _say("error", text)
-    return status

@@ -20,6 +20,7 @@ from ras_dit.adapters import describe
 from ras_dit.config import RASConfig
 from ras_dit.cost import trace_cost
 from ras_dit.errors import RASError
+from ras_dit.recording import Recording
 from ras_dit.trace import Trace
 
 OnStep = Callable[[int, int], None]
@@ -81,12 +82,14 @@ class Generated:
             to the end of the last step.
         total_seconds: Seconds of the whole pipeline call, text encoders and autoencoder included.
         trace: What was done in each step; ``None`` for a dense run.
+        recording: Noise and latents of every step, where they were asked for.
     """
 
     images: tuple[Image.Image, ...]
     loop_seconds: float
     total_seconds: float
     trace: Trace | None
+    recording: Recording | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,12 @@ class Comparison:
 
 
 def generate(
-    pipeline: Any, config: RASConfig | None, job: Job, *, on_step: OnStep | None = None
+    pipeline: Any,
+    config: RASConfig | None,
+    job: Job,
+    *,
+    on_step: OnStep | None = None,
+    record: bool = False,
 ) -> Generated:
     """Make the pictures of a job.
 
@@ -136,6 +144,8 @@ def generate(
         config: How to sample; ``None`` runs the pipeline dense, as it is.
         job: Prompts, seeds and call arguments.
         on_step: Called after each step with (steps done, all steps).
+        record: Keep every step's noise and latents for figures, in CPU memory; see
+            :class:`ras_dit.Recording` for its size. A dense run has no recording.
 
     Raises:
         RASError: If the job does not fit the pipeline, or RAS cannot be applied to it.
@@ -144,13 +154,14 @@ def generate(
     with contextlib.ExitStack() as stack:
         handle = None
         if config is not None:
-            handle = stack.enter_context(ras_dit.enable(pipeline, config))
+            handle = stack.enter_context(ras_dit.enable(pipeline, config, record=record))
         clock = stack.enter_context(_loop_clock(pipeline, on_step))
         started = clock.now()
         images = _run(pipeline, job, clock)
         total = clock.now() - started
-        trace = None if handle is None else handle.trace
-    return Generated(images, clock.seconds, total, trace)
+    if handle is None:
+        return Generated(images, clock.seconds, total, None)
+    return Generated(images, clock.seconds, total, handle.trace, handle.recording)
 
 
 def compare(

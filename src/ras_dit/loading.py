@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -69,10 +70,26 @@ def load_pipeline(
     """
     target = _device(device)
     torch_dtype = _dtype(dtype, target)
+    return _load(locate(source), torch_dtype).to(target)
+
+
+def locate(source: str | Path | None) -> str:
+    """The folder or hub id of :func:`load_pipeline`'s ``source``.
+
+    Raises:
+        RASError: If what looks like a path is not the folder of a diffusers pipeline.
+    """
     place = str(MODEL_DIR if source is None else source)
-    if not _is_hub_id(place):
-        place = str(_checked_folder(Path(place).expanduser()))
-    return _load(place, torch_dtype).to(target)
+    return place if _is_hub_id(place) else str(_checked_folder(Path(place).expanduser()))
+
+
+def choose_dtype(dtype: str = "auto", device: str = "auto") -> torch.dtype:
+    """The dtype in which :func:`load_pipeline` would load.
+
+    Raises:
+        RASError: If the dtype or device is unknown or absent.
+    """
+    return _dtype(dtype, _device(device))
 
 
 def _device(name: str) -> torch.device:
@@ -125,14 +142,23 @@ def _load(place: str, dtype: torch.dtype) -> Any:
     # Slow to import, and not needed to refuse a bad folder, dtype or device.
     from diffusers import DiffusionPipeline
 
+    with reading(place):
+        load_index(place)
+        pipeline = DiffusionPipeline.from_pretrained(
+            place, use_safetensors=True, **{_dtype_argument(): dtype}
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@contextlib.contextmanager
+def reading(place: str) -> Iterator[None]:
+    """Whatever goes wrong while the files of a model are read, as one clear error."""
     try:
         with warnings.catch_warnings():
             # diffusers calls its own and the hub's deprecated arguments while it loads.
             warnings.simplefilter("ignore")
-            _check_supported(place, DiffusionPipeline.load_config(place))
-            pipeline = DiffusionPipeline.from_pretrained(
-                place, use_safetensors=True, **{_dtype_argument(): dtype}
-            )
+            yield
     except RASError:
         raise
     # Loaders raise anything, down to KeyError, for files that are damaged.
@@ -140,12 +166,22 @@ def _load(place: str, dtype: torch.dtype) -> Any:
         raise RASError(
             f"the model {place!r} cannot be loaded: {type(error).__name__}: {_first_line(error)}"
         ) from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+
+
+def load_index(place: str) -> Mapping[str, Any]:
+    """The ``model_index.json`` of a pipeline with a supported transformer.
+
+    Raises:
+        UnsupportedError: If the transformer is not supported, before gigabytes are read.
+    """
+    from diffusers import DiffusionPipeline
+
+    index: Mapping[str, Any] = DiffusionPipeline.load_config(place)
+    _check_supported(place, index)
+    return index
 
 
 def _check_supported(place: str, index: Mapping[str, Any]) -> None:
-    """Refuse, before gigabytes are read, what could not be accelerated."""
     entry = index.get("transformer")
     name = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     if name not in DESCRIPTIONS:

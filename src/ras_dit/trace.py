@@ -153,6 +153,18 @@ class Trace:
             raise RASError(f"this is not a trace written by Trace.to_json: {error!r}") from error
 
 
+def never_refreshed(trace: Trace) -> float:
+    """Share of the image tokens, over all images, that were active in no sparse step.
+
+    Such tokens are computed anew in dense steps only. 0 for a run without a sparse step.
+    """
+    sparse = [step for step in trace.steps if step.kind == "sparse"]
+    if not sparse:
+        return 0.0
+    counts = trace.active_counts() - (len(trace.steps) - len(sparse))
+    return float((counts == 0).float().mean())
+
+
 def pack_active(active: torch.Tensor, num_tokens: int) -> torch.Tensor:
     """Bit mask of active tokens, on their device and without synchronisation.
 

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 COLOURMAP = "viridis"
 _OVERLAY = 0.6
 # Inches; a panel is 512 dots long, and up to twice that for large pictures.
-_DOTS_PER_INCH = 160
+DOTS_PER_INCH = 160
 _PANEL = 3.2
 _GAP = 0.12
 _CAPTION = 0.42
 _LEGEND = 0.85
-_TEXT = {"family": "DejaVu Sans", "color": "#222222"}
+TEXT = {"family": "DejaVu Sans", "color": "#222222"}
 
 
 def region_map(trace: Trace, image: Image.Image, index: int = 0) -> Image.Image:
@@ -41,9 +41,9 @@ def region_map(trace: Trace, image: Image.Image, index: int = 0) -> Image.Image:
     Raises:
         RASError: If the run had no such image.
     """
-    counts = _counts(trace, index)
+    counts = counts_of(trace, index)
     canvas = _Canvas(image, panels=1)
-    mappable = _draw_map(canvas.panel(0), counts, len(trace.steps), image)
+    mappable = draw_counts(canvas.panel(0), counts, len(trace.steps), image)
     canvas.colour_bar(mappable, len(trace.steps))
     return canvas.render()
 
@@ -72,25 +72,31 @@ def comparison(
         raise RASError(f"the pictures differ in size: {dense.size} and {ras.size} pixels")
     if len(captions) != 3:
         raise RASError(f"{len(captions)} captions for three panels")
-    counts = _counts(trace, index)
+    counts = counts_of(trace, index)
     canvas = _Canvas(ras, panels=3, captions=captions)
     for place, image in enumerate((dense, ras)):
         canvas.panel(place).imshow(np.asarray(image.convert("RGB")), interpolation="lanczos")
-    mappable = _draw_map(canvas.panel(2), counts, len(trace.steps), ras)
+    mappable = draw_counts(canvas.panel(2), counts, len(trace.steps), ras)
     canvas.colour_bar(mappable, len(trace.steps))
     return canvas.render()
 
 
-def _counts(trace: Trace, index: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+def counts_of(trace: Trace, index: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """In how many steps each token of one image was active, ``[h, w]``.
+
+    Raises:
+        RASError: If the run had no such image.
+    """
     if not 0 <= index < trace.batch_size:
         raise RASError(f"index={index}; the run made {trace.batch_size} images, counted from 0")
     counts: np.ndarray[Any, np.dtype[np.int64]] = trace.active_counts()[index].numpy()
     return counts
 
 
-def _draw_map(
+def draw_counts(
     axes: Any, counts: np.ndarray[Any, np.dtype[np.int64]], num_steps: int, image: Image.Image
 ) -> Any:
+    """Draw counts ``[h, w]`` over a picture on matplotlib axes; gives what a colour bar needs."""
     # Grey below, so that every hue comes from the legend; light, so that the hues stay bright.
     grey = np.asarray(image.convert("L"), dtype=np.float64) / 255
     extent = (0, image.width, image.height, 0)
@@ -121,9 +127,9 @@ class _Canvas:
         )
         self._captions = captions
         self._panels = panels
-        enlarged = min(2.0, max(1.0, max(image.size) / (_PANEL * _DOTS_PER_INCH)))
+        enlarged = min(2.0, max(1.0, max(image.size) / (_PANEL * DOTS_PER_INCH)))
         self.figure: Figure = Figure(
-            figsize=self._size, dpi=_DOTS_PER_INCH * enlarged, facecolor="white"
+            figsize=self._size, dpi=DOTS_PER_INCH * enlarged, facecolor="white"
         )
 
     def panel(self, place: int) -> Any:
@@ -131,7 +137,7 @@ class _Canvas:
         axes = self._axes(left, self._width)
         axes.set_axis_off()
         if self._captions:
-            axes.set_title(self._captions[place], fontsize=10, pad=6, **_TEXT)
+            axes.set_title(self._captions[place], fontsize=10, pad=6, **TEXT)
         return axes
 
     def colour_bar(self, mappable: Any, num_steps: int) -> None:
@@ -139,9 +145,9 @@ class _Canvas:
         # Drawn with the overlay's own transparency on white: the colours that the map shows.
         bar = self.figure.colorbar(mappable, cax=axes)
         low, high = (int(limit) for limit in mappable.get_clim())
-        bar.set_ticks(_ticks(low, high))
+        bar.set_ticks(ticks(low, high))
         bar.ax.tick_params(labelsize=8, length=2, pad=2, colors="#222222")
-        bar.set_label(f"active steps of {num_steps}", fontsize=8, **_TEXT)
+        bar.set_label(f"active steps of {num_steps}", fontsize=8, **TEXT)
         bar.outline.set_visible(False)
 
     def render(self) -> Image.Image:
@@ -161,7 +167,7 @@ class _Canvas:
         )
 
 
-def _ticks(low: int, high: int) -> list[int]:
+def ticks(low: int, high: int) -> list[int]:
     """Both ends, and round numbers that keep their distance from them."""
     span = max(1, high - low)
     stride = next(s for s in (1, 2, 5, 10, 20, 50, 100, 200, 500, 10**9) if span / s <= 7)
