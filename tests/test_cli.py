@@ -16,7 +16,6 @@ from PIL import Image
 
 from ras_dit import cli
 from ras_dit.cli import main, slug
-from ras_dit.embedded import MODEL_DIR
 
 SHORT = ["--steps", "6", "--max-sequence-length", "16", "--device", "cpu"]
 
@@ -406,7 +405,6 @@ def test_cut_prompts_are_told(run: Any) -> None:
     assert all(line.startswith("warning: ") and "truncated" in line for line in lines)
 
 
-@pytest.mark.skipif(not MODEL_DIR.exists(), reason="the embedded model is missing")
 def test_the_embedded_model_is_the_default(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -339,7 +339,7 @@ def _comparison_table(measured: Comparison, pipeline: Any) -> Table:
     for name, value in comparison_rows(measured):
         table.add_row(name, value)
     device = pipeline.transformer.device
-    place = f"{torch.get_num_threads()} threads" if device.type == "cpu" else str(device)
+    place = f"threads: {torch.get_num_threads()}" if device.type == "cpu" else str(device)
     if device.type == "cuda":
         place = torch.cuda.get_device_name(device)
     table.add_row("measured on", f"{device.type}, {place}, {measured.trace.dtype}")
