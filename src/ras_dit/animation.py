@@ -15,13 +15,17 @@ from ras_dit.trace import Trace
 from ras_dit.visualization import TEXT
 
 # Inches.
-_MARGIN, _GAP, _PANEL, _LEGEND, _STRIP, _HEAD = 0.15, 0.12, 2.56, 0.75, 0.5, 0.36
-_DOTS_PER_INCH = 100  # a panel of 256 dots
+_MARGIN, _GAP, _PANEL, _LEGEND, _STRIP, _HEAD = 0.15, 0.12, 2.56, 1.0, 0.5, 0.36
+DOTS_PER_INCH = 100  # a panel of 256 dots
 _LAST_FRAME = 8  # shown as long as this many others
 
 
 def animation(
-    trace: Trace, decoded: Sequence[Image.Image], index: int = 0
+    trace: Trace,
+    decoded: Sequence[Image.Image],
+    index: int = 0,
+    *,
+    dots_per_inch: int = DOTS_PER_INCH,
 ) -> tuple[Image.Image, ...]:
     """One frame per step: the picture decoded there, the active tokens over it, and the schedule.
 
@@ -29,6 +33,7 @@ def animation(
         trace: The record of the run.
         decoded: The picture at every step of the run, in order.
         index: Which image of the run's batch.
+        dots_per_inch: Resolution.
 
     Returns:
         RGB pictures of one size.
@@ -38,7 +43,9 @@ def animation(
     """
     if len(decoded) != len(trace.steps):
         raise RASError(f"{len(decoded)} pictures for {len(trace.steps)} steps; expected one each")
-    return tuple(_frame(trace, step, picture, index) for step, picture in enumerate(decoded))
+    return tuple(
+        _frame(trace, step, picture, index, dots_per_inch) for step, picture in enumerate(decoded)
+    )
 
 
 def save_animation(
@@ -73,11 +80,13 @@ def save_animation(
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
 
 
-def _frame(trace: Trace, step: int, picture: Image.Image, index: int) -> Image.Image:
+def _frame(
+    trace: Trace, step: int, picture: Image.Image, index: int, dots_per_inch: int
+) -> Image.Image:
     mask = active_mask(trace, step, index)
     width, height = fitted(picture.width / picture.height, _PANEL)
     across = 2 * _MARGIN + 2 * (width + _GAP) + _LEGEND
-    sheet = Sheet(across, _HEAD + height + 0.3 + _STRIP + 0.25, _DOTS_PER_INCH)
+    sheet = Sheet(across, _HEAD + height + 0.3 + _STRIP + 0.25, dots_per_inch)
     sheet.text(_MARGIN, 0.1, activity(trace.steps[step], len(trace.steps)), fontsize=10)
     draw_picture(sheet.axes(_MARGIN, _HEAD, width, height), picture)
     left = _MARGIN + width + _GAP

@@ -18,7 +18,7 @@ from ras_dit.errors import RASError
 from ras_dit.recording import Recording
 from ras_dit.sheet import Sheet, Values, draw_active, draw_picture, draw_values, fitted
 from ras_dit.trace import StepTrace, Trace
-from ras_dit.visualization import TEXT, counts_of, draw_counts, ticks
+from ras_dit.visualization import DOTS_PER_INCH, TEXT, counts_of, draw_counts, ticks
 
 # Inches.
 _MARGIN, _GAP, _ROW_GAP, _CAPTION = 0.2, 0.08, 0.12, 0.24
@@ -130,7 +130,7 @@ def active_map(trace: Trace, step: int, image: Image.Image, *, index: int = 0) -
     """
     mask = active_mask(trace, step, index)
     width, height = fitted(image.width / image.height, _LARGE)
-    sheet = Sheet(2 * _GAP + width + _LEGEND, height + 0.45)
+    sheet = Sheet(2 * _GAP + width + 1.1, height + 0.45)
     axes = sheet.axes(_GAP, 0.35, width, height)
     axes.set_title(activity(trace.steps[step], len(trace.steps)), fontsize=10, pad=6, **TEXT)
     sheet.swatches(2 * _GAP + width, 0.36, draw_active(axes, mask, image))
@@ -162,6 +162,7 @@ def contact_sheet(
     index: int = 0,
     title: str = "",
     subtitle: str = "",
+    dots_per_inch: int = DOTS_PER_INCH,
 ) -> Image.Image:
     """Everything about one picture of a run on one sheet.
 
@@ -177,6 +178,7 @@ def contact_sheet(
         index: Which image of the run's batch.
         title: Heading, for example the prompt; long ones are wrapped.
         subtitle: A line of small print.
+        dots_per_inch: Resolution; 160 makes a sheet of six square columns 1908 dots wide.
 
     Raises:
         RASError: If no step is given, or the run had no such step or image, or the pictures
@@ -189,7 +191,8 @@ def contact_sheet(
         check_step(recording.trace, step)
     if dense is not None and dense.size != image.size:
         raise RASError(f"the pictures differ in size: {dense.size} and {image.size} pixels")
-    drawing = _ContactSheet(recording, index, image, decoded, title, subtitle)
+    drawing = _ContactSheet(recording, index, image, decoded)
+    drawing.open_sheet(title, subtitle, dots_per_inch)
     drawing.draw_top(dense)
     drawing.draw_decoded()
     for row, metric in enumerate(_SCORES, 1):
@@ -207,12 +210,13 @@ class _ContactSheet:
         index: int,
         image: Image.Image,
         decoded: Mapping[int, Image.Image],
-        title: str,
-        subtitle: str,
     ) -> None:
         self._recording, self._index, self._image = recording, index, image
         self._decoded, self._steps = decoded, sorted(decoded)
         self._trace = recording.trace
+
+    def open_sheet(self, title: str, subtitle: str, dots_per_inch: int) -> None:
+        image, decoded = self._image, self._decoded
         aspect = image.width / image.height
         self._small = fitted(aspect, _SMALL)
         columns = max(len(decoded), _FEWEST_COLUMNS)
@@ -223,7 +227,8 @@ class _ContactSheet:
         self._top = _MARGIN + 0.24 * len(lines) + (0.24 if subtitle else 0) + 0.3
         self._rows = self._top + self._large[1] + 0.55
         self._legend = _MARGIN + inner - _LEGEND + _GAP
-        self.sheet = Sheet(2 * _MARGIN + inner, self._row(4) - _ROW_GAP + _MARGIN)
+        height = self._row(4) - _ROW_GAP + _MARGIN
+        self.sheet = Sheet(2 * _MARGIN + inner, height, dots_per_inch)
         self.sheet.text(_MARGIN, _MARGIN - 0.04, "\n".join(lines), fontsize=13, weight="bold")
         if subtitle:
             self.sheet.text(_MARGIN, self._top - 0.5, subtitle, color="#555555")

@@ -13,6 +13,7 @@ from ras_dit.errors import RASError
 from ras_dit.figures import contact_sheet, decoded_steps, spread_steps
 from ras_dit.generate import Generated, Job
 from ras_dit.report import active_tokens
+from ras_dit.visualization import DOTS_PER_INCH
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def figures_of(
     *,
     number: int = 6,
     animated: bool = False,
+    dots_per_inch: int = DOTS_PER_INCH,
 ) -> Iterator[Portrait]:
     """Draw every picture of a job.
 
@@ -50,6 +52,7 @@ def figures_of(
         recorded: A region-adaptive run of it, from ``generate(..., record=True)``.
         number: Steps to show on a contact sheet.
         animated: Whether to decode every step and draw the frames of an animation.
+        dots_per_inch: Resolution of the contact sheets.
 
     Raises:
         RASError: If the run was not recorded, or its scheduler has no sigmas.
@@ -73,6 +76,7 @@ def figures_of(
             title=prompt,
             subtitle=f"{len(trace.steps)} steps, {trace.num_dense_steps} of them dense{sparse}; "
             f"seed {seed}; steps count from 0",
+            dots_per_inch=dots_per_inch,
         )
         frames = animation(trace, list(decoded.values()), index) if animated else ()
         yield Portrait(prompt, seed, sheet, frames)
