@@ -124,3 +124,23 @@ def take(inputs: dict[str, Any], image: int) -> dict[str, Any]:
         name: value[image : image + 1] if isinstance(value, torch.Tensor | list) else value
         for name, value in inputs.items()
     }
+
+
+def hooks_of(module: torch.nn.Module) -> int:
+    """How many hooks a module and its parts have."""
+    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in module.modules())
+
+
+def processors_of(transformer: Any) -> list[Any]:
+    """The attention processors, in order."""
+    return list(transformer.attn_processors.values())
+
+
+def is_stock(pipe: Any, processors: list[Any]) -> bool:
+    """Whether nothing of RAS is left on a pipeline that had these processors."""
+    return (
+        type(pipe) is StableDiffusion3Pipeline
+        and type(pipe.scheduler) is FlowMatchEulerDiscreteScheduler
+        and hooks_of(pipe.transformer) == 0
+        and all(a is b for a, b in zip(processors_of(pipe.transformer), processors, strict=True))
+    )

@@ -1,53 +1,28 @@
-"""Enable, run, disable: what a pipeline's owner sees, and what is left behind: nothing."""
+"""Enable, run, disable: what a pipeline's owner sees and is told."""
 
 from __future__ import annotations
 
-import copy
-import gc
-import inspect
-import pickle
 import warnings
-import weakref
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import (
     DDPMPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
     FluxTransformer2DModel,
-    StableDiffusion3Img2ImgPipeline,
     StableDiffusion3Pipeline,
 )
-from diffusers.hooks import FirstBlockCacheConfig, apply_first_block_cache
+from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 
 import ras_dit
-from pipelines import sd3_inputs, sd3_pipeline, sd3_transformer
-from ras_dit.cache import KVCache
+from pipelines import hooks_of, is_stock, processors_of, sd3_inputs, sd3_pipeline
 from ras_dit.schedule import plan_steps
 from ras_dit.verify import masked_reference
 
 SPARSE = {"sample_ratio": 0.4, "warmup_steps": 2, "reset_steps": (6,)}
-
-
-def hooks_of(module: torch.nn.Module) -> int:
-    return sum(len(m._forward_pre_hooks) + len(m._forward_hooks) for m in module.modules())
-
-
-def processors_of(transformer: Any) -> list[Any]:
-    return list(transformer.attn_processors.values())
-
-
-def is_stock(pipe: Any, processors: list[Any]) -> bool:
-    return (
-        type(pipe) is StableDiffusion3Pipeline
-        and type(pipe.scheduler) is FlowMatchEulerDiscreteScheduler
-        and hooks_of(pipe.transformer) == 0
-        and all(a is b for a, b in zip(processors_of(pipe.transformer), processors, strict=True))
-    )
 
 
 # -- the two verbs --------------------------------------------------------------------------------
@@ -159,19 +134,35 @@ def test_what_is_no_transformer_pipeline_is_refused(pipe: Any) -> None:
         ras_dit.enable(pipe)
 
 
+def add_cache(transformer: torch.nn.Module) -> None:
+    """What diffusers' step caches leave on a block."""
+    block = transformer.transformer_blocks[0]
+    HookRegistry.check_if_exists_or_initialize(block).register_hook(ModelHook(), "some_cache")
+
+
 def test_another_cache_is_refused_before_and_after() -> None:
     pipe = sd3_pipeline()
     processors = processors_of(pipe.transformer)
-    apply_first_block_cache(pipe.transformer, FirstBlockCacheConfig())
-    with pytest.raises(ras_dit.UnsupportedError, match="fbc_"):
+    add_cache(pipe.transformer)
+    with pytest.raises(ras_dit.UnsupportedError, match="some_cache"):
         ras_dit.enable(pipe)
     assert processors_of(pipe.transformer) == processors
     assert type(pipe) is StableDiffusion3Pipeline
     pipe = sd3_pipeline()
     ras_dit.enable(pipe)
-    apply_first_block_cache(pipe.transformer, FirstBlockCacheConfig())
-    with pytest.raises(ras_dit.UnsupportedError, match="fbc_"):
+    add_cache(pipe.transformer)
+    with pytest.raises(ras_dit.UnsupportedError, match="some_cache"):
         pipe(**sd3_inputs(1))
+
+
+@pytest.mark.skipif(
+    not hasattr(diffusers, "FirstBlockCacheConfig"), reason="this diffusers has no such cache"
+)
+def test_diffusers_own_cache_is_refused() -> None:
+    pipe = sd3_pipeline()
+    diffusers.hooks.apply_first_block_cache(pipe.transformer, diffusers.FirstBlockCacheConfig())
+    with pytest.raises(ras_dit.UnsupportedError, match="fbc_"):
+        ras_dit.enable(pipe)
 
 
 def test_a_processor_that_hides_its_attention_is_refused_whole() -> None:
@@ -233,247 +224,6 @@ def test_fewer_steps_than_warm_up_run_dense_and_warn_once() -> None:
             warnings.simplefilter("error")
             pipe(**sd3_inputs(1) | {"num_inference_steps": 3})
     assert torch.equal(latents, stock)
-
-
-# -- nothing is left behind -----------------------------------------------------------------------
-
-
-def watch_caches(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    seen: list[Any] = []
-    merge = KVCache.merge
-
-    def watched(self: KVCache, *args: Any) -> Any:
-        seen.append(weakref.ref(self))
-        return merge(self, *args)
-
-    monkeypatch.setattr(KVCache, "merge", watched)
-    return seen
-
-
-def test_caches_are_freed_at_the_end_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = watch_caches(monkeypatch)
-    pipe = sd3_pipeline()
-    with ras_dit.enable(pipe, **SPARSE):
-        pipe(**sd3_inputs(1))
-        gc.collect()
-        assert seen
-        assert not any(reference() for reference in seen)
-
-
-def fail(_pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-    if step == 4:
-        raise KeyboardInterrupt
-    return tensors
-
-
-def stop(pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-    pipe._interrupt = step >= 4
-    return tensors
-
-
-@pytest.mark.parametrize("callback", [fail, stop])
-def test_nothing_survives_an_interrupted_run(
-    callback: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipe = sd3_pipeline()
-    other = StableDiffusion3Pipeline(
-        **pipe.components | {"scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0)}
-    )
-    other.set_progress_bar_config(disable=True)
-    stock = other(**sd3_inputs(1)).images
-    seen = watch_caches(monkeypatch)
-    with ras_dit.enable(pipe, **SPARSE) as handle:
-        expected = pipe(**sd3_inputs(2)).images
-        seen.clear()
-        try:
-            pipe(**sd3_inputs(1, seed=3) | {"callback_on_step_end": callback})
-        except KeyboardInterrupt:
-            gc.collect()
-        assert seen
-        assert not any(reference() for reference in seen)
-        assert handle.trace is not None
-        assert handle.trace.batch_size == 2
-        assert torch.equal(other(**sd3_inputs(1)).images, stock)
-        assert torch.equal(pipe(**sd3_inputs(2)).images, expected)
-
-
-def test_two_pipelines_do_not_see_each_other() -> None:
-    one, two = sd3_pipeline(seed=1), sd3_pipeline(seed=2, dual=True)
-    with ras_dit.enable(one, **SPARSE):
-        expected_one = one(**sd3_inputs(1)).images
-    with ras_dit.enable(two, sample_ratio=0.3):
-        expected_two = two(**sd3_inputs(2)).images
-    got: list[torch.Tensor] = []
-
-    def nested(_pipe: Any, step: int, _time: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if step == 5:
-            got.append(two(**sd3_inputs(2)).images)
-        return tensors
-
-    with ras_dit.enable(one, **SPARSE), ras_dit.enable(two, sample_ratio=0.3):
-        latents = one(**sd3_inputs(1) | {"callback_on_step_end": nested}).images
-    assert torch.equal(latents, expected_one)
-    assert torch.equal(got[0], expected_two)
-
-
-# -- pairs of transformer and scheduler -----------------------------------------------------------
-
-
-def test_sharing_both_accelerates_and_sharing_the_transformer_runs_dense() -> None:
-    pipe = sd3_pipeline()
-    both = StableDiffusion3Pipeline(**pipe.components)
-    apart = StableDiffusion3Pipeline(
-        **pipe.components | {"scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0)}
-    )
-    for other in (both, apart):
-        other.set_progress_bar_config(disable=True)
-    stock = apart(**sd3_inputs(1)).images
-    with ras_dit.enable(pipe, **SPARSE) as handle:
-        expected = pipe(**sd3_inputs(1)).images
-        assert torch.equal(both(**sd3_inputs(1)).images, expected)
-        assert torch.equal(apart(**sd3_inputs(1)).images, stock)
-        assert ras_dit.enable(both, **SPARSE).trace is handle.trace
-    assert type(both) is StableDiffusion3Pipeline
-
-
-def test_sharing_the_scheduler_leaves_the_other_transformer_dense() -> None:
-    pipe = sd3_pipeline()
-    other = StableDiffusion3Pipeline(**pipe.components | {"transformer": sd3_transformer(seed=7)})
-    other.set_progress_bar_config(disable=True)
-    stock = other(**sd3_inputs(1)).images
-    with ras_dit.enable(pipe, **SPARSE):
-        expected = pipe(**sd3_inputs(1)).images
-        assert torch.equal(other(**sd3_inputs(1)).images, stock)
-        assert torch.equal(pipe(**sd3_inputs(1)).images, expected)
-
-
-def test_two_engines_on_one_scheduler_come_off_in_any_order() -> None:
-    pipe = sd3_pipeline()
-    other = StableDiffusion3Pipeline(**pipe.components | {"transformer": sd3_transformer(seed=7)})
-    first = ras_dit.enable(pipe, **SPARSE)
-    second = ras_dit.enable(other, **SPARSE)
-    first.disable()
-    assert type(pipe.scheduler) is not FlowMatchEulerDiscreteScheduler
-    second.disable()
-    assert type(pipe.scheduler) is FlowMatchEulerDiscreteScheduler
-
-
-def test_a_scheduler_replaced_after_enable_is_followed() -> None:
-    pipe = sd3_pipeline()
-    with ras_dit.enable(pipe, **SPARSE) as handle:
-        pipe(**sd3_inputs(1))
-        pipe.scheduler = FlowMatchHeunDiscreteScheduler.from_config(pipe.scheduler.config)
-        latents = pipe(**sd3_inputs(1)).images
-    assert handle.trace is not None
-    assert len(handle.trace.steps) == 19
-    assert type(pipe.scheduler) is FlowMatchHeunDiscreteScheduler
-    reference = masked_reference(pipe, handle.trace, **sd3_inputs(1))
-    torch.testing.assert_close(latents, reference, atol=1e-4, rtol=0)
-
-
-def test_a_transformer_replaced_after_enable_is_refused() -> None:
-    pipe = sd3_pipeline()
-    handle = ras_dit.enable(pipe, **SPARSE)
-    pipe.transformer = sd3_transformer(seed=4)
-    with pytest.raises(ras_dit.RASError, match=r"transformer was replaced"):
-        pipe(**sd3_inputs(1))
-    handle.disable()
-    pipe(**sd3_inputs(1))
-
-
-def test_the_observed_scheduler_looks_stock(tmp_path: Path) -> None:
-    pipe = sd3_pipeline()
-    stock = pipe.scheduler
-    text, signature = repr(stock), inspect.signature(stock.step)
-    stock.save_pretrained(tmp_path / "stock")
-    with ras_dit.enable(pipe, **SPARSE):
-        observed = pipe.scheduler
-        assert observed is stock
-        assert isinstance(observed, FlowMatchEulerDiscreteScheduler)
-        assert type(observed).__name__ == "FlowMatchEulerDiscreteScheduler"
-        assert repr(observed) == text
-        assert inspect.signature(observed.step) == signature
-        assert "sigmas" in inspect.signature(observed.set_timesteps).parameters
-        observed.save_pretrained(tmp_path / "observed")
-        for copied in (
-            copy.deepcopy(observed),
-            copy.copy(observed),
-            pickle.loads(pickle.dumps(observed)),
-            FlowMatchEulerDiscreteScheduler.from_config(observed.config),
-            type(observed).from_config(observed.config),
-        ):
-            assert isinstance(copied, FlowMatchEulerDiscreteScheduler)
-            assert repr(copied) == text
-        assert type(copy.deepcopy(observed)) is FlowMatchEulerDiscreteScheduler
-        assert type(pickle.loads(pickle.dumps(observed))) is FlowMatchEulerDiscreteScheduler
-    files = [
-        (tmp_path / name / "scheduler_config.json").read_text() for name in ("stock", "observed")
-    ]
-    assert files[0] == files[1]
-
-
-def test_the_observed_pipeline_saves_and_copies_as_stock(
-    model_folder: Path, tmp_path: Path
-) -> None:
-    pipe = StableDiffusion3Pipeline.from_pretrained(model_folder)
-    pipe.save_pretrained(tmp_path / "stock")
-    with ras_dit.enable(pipe):
-        pipe.save_pretrained(tmp_path / "enabled")
-        image_to_image = StableDiffusion3Img2ImgPipeline.from_pipe(pipe)
-        assert image_to_image.transformer is pipe.transformer
-    index = [(tmp_path / name / "model_index.json").read_text() for name in ("stock", "enabled")]
-    assert index[0] == index[1]
-    weights = "transformer/diffusion_pytorch_model.safetensors"
-    assert (tmp_path / "stock" / weights).read_bytes() == (
-        tmp_path / "enabled" / weights
-    ).read_bytes()
-
-
-# -- processors -----------------------------------------------------------------------------------
-
-
-def test_fused_projections_equal_the_reference() -> None:
-    pipe = sd3_pipeline()
-    expected = pipe(**sd3_inputs(1)).images
-    pipe.transformer.fuse_qkv_projections()
-    torch.testing.assert_close(pipe(**sd3_inputs(1)).images, expected, atol=1e-4, rtol=0)
-    with ras_dit.enable(pipe, **SPARSE) as handle:
-        latents = pipe(**sd3_inputs(1)).images
-    assert handle.trace is not None
-    reference = masked_reference(pipe, handle.trace, **sd3_inputs(1))
-    torch.testing.assert_close(latents, reference, atol=1e-4, rtol=0)
-
-
-def test_processors_replaced_after_enable_are_bound_again() -> None:
-    pipe = sd3_pipeline()
-    with ras_dit.enable(pipe, **SPARSE) as handle:
-        expected = pipe(**sd3_inputs(1)).images
-        fresh = JointAttnProcessor2_0()
-        pipe.transformer.set_attn_processor(fresh)
-        assert torch.equal(pipe(**sd3_inputs(1)).images, expected)
-    assert handle.trace is not None
-    assert all(processor is fresh for processor in processors_of(pipe.transformer))
-
-
-def test_a_loop_of_ones_own_is_accelerated_too() -> None:
-    pipe = sd3_pipeline()
-    inputs = sd3_inputs(2)
-    latents = torch.randn(2, 4, 12, 20)
-    with ras_dit.enable(pipe, sample_ratio=0.4, warmup_steps=1) as handle, torch.inference_mode():
-        pipe.scheduler.set_timesteps(6)
-        for time in pipe.scheduler.timesteps:
-            noise = pipe.transformer(
-                latents,
-                inputs["prompt_embeds"],
-                inputs["pooled_prompt_embeds"],
-                time.expand(2),
-                return_dict=False,
-            )[0]
-            latents = pipe.scheduler.step(noise, time, latents, return_dict=False)[0]
-    assert handle.trace is not None
-    assert [call.num_active for step in handle.trace.steps for call in step.calls] == [60] + [
-        24
-    ] * 5
 
 
 # -- schedules and replay -------------------------------------------------------------------------
