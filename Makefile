@@ -4,9 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 OUT ?= out
+LOWEST := 0.36.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format train samples wheel wheel-test clean
+.PHONY: help demo test test-lowest lint format train samples figures wheel wheel-test clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -36,6 +37,15 @@ demo: $(VENV)/installed  ## make a picture with the embedded model, dense and by
 test: lint  ## lint, then all tests
 	$(BIN)/python -m pytest
 
+# The engine's tests on the lowest diffusers that works; its own warnings are not ours.
+test-lowest:  ## the engine's tests on the lowest supported diffusers, in an environment of its own
+	$(PYTHON) -m venv $(VENV)-lowest
+	sed 's/^diffusers==.*/diffusers==$(LOWEST)/' constraints.txt > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip --disable-pip-version-check install --quiet \
+	  -c $(VENV)-lowest/constraints.txt -e '.[dev]' httpx
+	$(VENV)-lowest/bin/python -m pytest -W ignore $(addprefix tests/test_,laws.py engine.py \
+	  lifecycle.py lumina.py sd3_family.py public_code.py generate.py cli.py)
+
 lint: $(VENV)/installed-dev  ## ruff, formatting, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,6 +61,9 @@ train: $(VENV)/installed-train  ## train the embedded model (many hours)
 samples: $(VENV)/installed-train  ## draw the contact sheet of the embedded model
 	$(BIN)/python -m training.samples
 
+figures: $(VENV)/installed  ## draw the figures of docs/figures.md
+	$(BIN)/python docs/draw.py
+
 wheel: $(VENV)/installed-dev  ## build the wheel into dist/
 	rm -rf dist
 	$(BIN)/python -m build --wheel --outdir dist .
@@ -64,5 +77,5 @@ wheel-test: wheel  ## install the wheel into an empty environment, make a pictur
 	  test "$$(ls pictures/*.png | wc -l)" -ge 2 && rm -rf "$$folder"
 
 clean:  ## remove everything that make made
-	rm -rf $(VENV) $(VENV)-wheel dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-wheel $(VENV)-lowest dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
