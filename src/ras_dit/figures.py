@@ -22,7 +22,7 @@ from ras_dit.visualization import DOTS_PER_INCH, TEXT, counts_of, draw_counts, t
 
 # Inches.
 _MARGIN, _GAP, _ROW_GAP, _CAPTION = 0.2, 0.08, 0.12, 0.24
-_SMALL, _LARGE, _TOP, _LABEL, _LEGEND = 1.5, 3.0, 3.6, 1.2, 0.85
+_SMALL, _LARGE, _TOP, _LABEL, _LEGEND = 1.5, 3.0, 3.6, 1.2, 0.95
 _FEWEST_COLUMNS = 5
 # A few outliers would leave all other tokens one colour; the bar's pointed ends say so.
 _CLIPPED = (1.0, 99.0)
@@ -178,7 +178,7 @@ def contact_sheet(
         index: Which image of the run's batch.
         title: Heading, for example the prompt; long ones are wrapped.
         subtitle: A line of small print.
-        dots_per_inch: Resolution; 160 makes a sheet of six square columns 1908 dots wide.
+        dots_per_inch: Resolution; 160 makes a sheet of six square columns 1924 dots wide.
 
     Raises:
         RASError: If no step is given, or the run had no such step or image, or the pictures

@@ -87,6 +87,8 @@ class PlanTable:
         """What holds for the whole run, as (name, value)."""
         ratio = self.mean_ratio
         tokens = f"{self.grid.num_tokens} ({self.grid.height} x {self.grid.width})"
+        size = self.cache_bytes / 2**20
+        caches = f"{size:.1f} MiB" if size >= 1 or not size else f"{1024 * size:.1f} KiB"
         where = f"guidance {'on' if self.branches > 1 else 'off'}, {str(self.dtype)[6:]}"
         return [
             ("image tokens N", tokens),
@@ -94,7 +96,7 @@ class PlanTable:
             ("dense steps", f"{self.num_dense} of {self.num_steps}"),
             ("mean ratio of sparse steps", "no sparse step" if ratio is None else f"{ratio:.1%}"),
             ("FLOP limit of the loop", f"{self.limit:.2f}x"),
-            ("caches per picture", f"{self.cache_bytes / 2**20:.1f} MiB ({where})"),
+            ("caches per picture", f"{caches} ({where})"),
         ]
 
     def markdown(self) -> str:
