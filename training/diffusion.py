@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ras_dit.world import Mixture, caption, sample_scene
 from training.attention import use_plain_attention
-from training.latents import to_latents
+from training.latents import CHANNELS, to_latents
 from training.models import (
     LATENTS_PER_TOKEN,
     PIXELS_PER_LATENT,
@@ -196,6 +196,17 @@ def draw_batch(
     return to_latents(stacked), prompts
 
 
+def channel_weights(sigma: Tensor) -> Tensor:
+    """Weights [B, 1, patch * patch * C]: at high noise, mean colours before their slopes.
+
+    Slopes cannot be known there before the coarse shape is, and would only be noise.
+    """
+    flat = torch.tensor([channel.down == channel.across == 0 for channel in CHANNELS])
+    slopes = 0.1 + 0.9 * (1 - sigma[:, None])
+    weights = torch.where(flat, 1.0, slopes)
+    return weights.repeat(1, LATENTS_PER_TOKEN**2)[:, None, :]
+
+
 def loss_of(
     training: Training,
     latents: Tensor,
@@ -224,8 +235,8 @@ def loss_of(
         velocity = forward(
             training.model["transformer"], noisy, index, grid, sigma * 1000, rows, pooled
         )
-    each = (velocity.float() - (noise - clean)).square().mean(dim=(1, 2))
-    return each.mean(), each.detach(), sigma
+    error = (velocity.float() - (noise - clean)).square()
+    return (error * channel_weights(sigma)).mean(), error.detach().mean(dim=(1, 2)), sigma
 
 
 @dataclass
@@ -256,6 +267,36 @@ class Worker:
         return each, sigma
 
 
+class Report:
+    """Losses since the last line of the log, by noise level."""
+
+    def __init__(self, images: int) -> None:
+        self.total, self.seen = torch.zeros(BINS), torch.zeros(BINS)
+        self.images, self.since = images, time.monotonic()
+
+    def add(self, each: Tensor, sigma: Tensor) -> None:
+        """Count the losses of a batch."""
+        bins = (sigma * BINS).long().clamp(max=BINS - 1)
+        self.total.index_add_(0, bins, each)
+        self.seen.index_add_(0, bins, torch.ones_like(each))
+
+    def write(self, images: int, phase: int, rate: float) -> None:
+        """Log a line and begin anew."""
+        now = time.monotonic()
+        line = {
+            "images": images,
+            "phase": phase,
+            "rate": round(rate, 6),
+            "loss": round(float(self.total.sum() / self.seen.sum()), 4),
+            "by_noise": [round(float(x), 3) for x in self.total / self.seen.clamp(min=1)],
+            "per_second": round((images - self.images) / (now - self.since), 1),
+        }
+        logger.info("%s", json.dumps(line))
+        self.total.zero_()
+        self.seen.zero_()
+        self.images, self.since = images, now
+
+
 def _settle(threads: int) -> None:
     """Fix a new thread's operations to one thread, before the main thread takes more."""
     torch.ones(1 << 20).add_(1)
@@ -279,10 +320,8 @@ def train(plan: Plan, art: Art, work: Path, init_from: Path | None, threads: int
     pool = ThreadPoolExecutor(threads)
     wait([pool.submit(_settle, threads) for _ in range(threads)])
     torch.set_num_threads(threads)  # of the thread that updates the parameters
-    saved = reported = time.monotonic()
-    total = torch.zeros(BINS)
-    seen = torch.zeros(BINS)
-    last = training.images
+    saved = time.monotonic()
+    report = Report(training.images)
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
     while not stopped:
@@ -304,24 +343,10 @@ def train(plan: Plan, art: Art, work: Path, init_from: Path | None, threads: int
             training.average.update(training.model)
         training.images += len(each)
         training.updates += 1
-        bins = (sigma * BINS).long().clamp(max=BINS - 1)
-        total.index_add_(0, bins, each)
-        seen.index_add_(0, bins, torch.ones_like(each))
-        now = time.monotonic()
+        report.add(each, sigma)
         if training.updates % 50 == 0:
-            line = {
-                "images": training.images,
-                "phase": number,
-                "rate": round(rate, 6),
-                "loss": round(float(total.sum() / seen.sum()), 4),
-                "by_noise": [round(float(x), 3) for x in total / seen.clamp(min=1)],
-                "per_second": round((training.images - last) / (now - reported), 1),
-            }
-            logger.info("%s", json.dumps(line))
-            total.zero_()
-            seen.zero_()
-            last, reported = training.images, now
-        if now - saved > plan.save_seconds:
+            report.write(training.images, number, rate)
+        if time.monotonic() - saved > plan.save_seconds:
             training.save(checkpoint)
             saved = time.monotonic()
     training.save(checkpoint)

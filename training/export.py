@@ -21,7 +21,7 @@ from training.autoencoder import quieten
 from training.models import Texts, load_parts, make_autoencoder, make_pipeline, make_transformer
 from training.tokenizers import capitalised
 
-SHIFT: Final = 1.0  # of the exported schedule
+SHIFT: Final = 3.0  # of the exported schedule
 
 
 def collect(

@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs="+", default=[256], help="one side, or two")
     parser.add_argument("--steps", type=int, default=28)
     parser.add_argument("--guidance", type=float, default=4.0)
-    parser.add_argument("--shift", type=float, default=1.0, help="of a checkpoint's schedule")
+    parser.add_argument("--shift", type=float, default=3.0, help="of a checkpoint's schedule")
     parser.add_argument("--t5-rows", type=int, default=32)
     parser.add_argument("--columns", type=int, default=6)
     options = parser.parse_args()
