@@ -31,7 +31,7 @@ $(VENV)/installed-train: pyproject.toml constraints.txt | $(VENV)/created
 	touch $@ $(VENV)/installed
 
 demo: $(VENV)/installed  ## make a picture with the embedded model, dense and by regions, into out/
-	$(BIN)/ras-dit generate "a red apple on a blue background" --sample-ratio 0.25 --steps 28 \
+	$(BIN)/ras-dit generate "an apple on a blue background" --sample-ratio 0.25 --steps 28 \
 	  --size 256x256 --seed 0 --compare --out $(OUT)
 
 test: lint  ## lint, then all tests
@@ -73,7 +73,7 @@ wheel-test: wheel  ## install the wheel into an empty environment, make a pictur
 	$(PYTHON) -m venv $(VENV)-wheel
 	$(VENV)-wheel/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt dist/*.whl
 	root="$$PWD" && folder=$$(mktemp -d) && cd "$$folder" && \
-	  "$$root/$(VENV)-wheel/bin/ras-dit" generate "a red apple" --steps 8 --size 128x128 --out pictures && \
+	  "$$root/$(VENV)-wheel/bin/ras-dit" generate "an apple" --steps 8 --size 128x128 --out pictures && \
 	  test "$$(ls pictures/*.png | wc -l)" -ge 2 && rm -rf "$$folder"
 
 clean:  ## remove everything that make made
