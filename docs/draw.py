@@ -14,7 +14,7 @@ from ras_dit.figures import decoded_steps
 from ras_dit.generate import Generated, Job, generate
 from ras_dit.loading import call_defaults, load_pipeline
 from ras_dit.portrait import figures_of
-from ras_dit.sheet import Sheet
+from ras_dit.sheet import Sheet, draw_picture
 from ras_dit.trace import never_refreshed
 from ras_dit.visualization import COLOURMAP, TEXT, ticks
 from ras_dit.world import evaluation_prompts
@@ -119,7 +119,7 @@ def draw_never_refreshed(pipeline: Any, ours: Generated) -> None:
         for column, image in enumerate(ours.images):
             axes = sheet.axes(left + column * (side + gap), place, side, side)
             if row == 0:
-                axes.imshow(np.asarray(image), aspect="auto")
+                draw_picture(axes, image)
                 continue
             values = counts["public code" if row == 1 else "ras-dit"][column]
             drawn = axes.imshow(values, COLOURMAP, vmin=0, vmax=number, aspect="auto")

@@ -21,10 +21,10 @@ from ras_dit.trace import StepTrace, Trace
 from ras_dit.visualization import DOTS_PER_INCH, TEXT, counts_of, draw_counts, ticks
 
 # Inches.
-_MARGIN, _GAP, _ROW_GAP, _CAPTION = 0.2, 0.08, 0.12, 0.24
+_MARGIN, _GAP, _ROW_GAP = 0.2, 0.08, 0.3
 _SMALL, _LARGE, _TOP, _LABEL, _LEGEND = 1.5, 3.0, 3.6, 1.2, 0.95
 _FEWEST_COLUMNS = 5
-# A few outliers would leave all other tokens one colour; the bar's pointed ends say so.
+# A few outliers would leave all other tokens one colour.
 _CLIPPED = (1.0, 99.0)
 _SCORES = {
     "std": ("std of the noise\nover channels\n(Eq. 1, Fig. 10)", "std"),
@@ -168,7 +168,7 @@ def contact_sheet(
 
     Above, the dense picture, the region-adaptive one and the number of steps in which each token
     was active (Fig. 9). Below, for some steps, the picture decoded there, the maps of both scores
-    (Figs. 8 and 10; one scale per row) and the tokens of the next sparse step.
+    (Figs. 8 and 10; a scale for each step) and the tokens of the next sparse step.
 
     Args:
         recording: The recording of the run.
@@ -234,8 +234,7 @@ class _ContactSheet:
             self.sheet.text(_MARGIN, self._top - 0.5, subtitle, color="#555555")
 
     def _row(self, row: int) -> float:
-        # Only the last row has captions of its own.
-        return self._rows + row * (self._small[1] + _ROW_GAP) + (_CAPTION if row > 2 else 0)
+        return self._rows + row * (self._small[1] + _ROW_GAP)
 
     def _panels(self, row: int, label: str) -> dict[int, Any]:
         """Axes of each step in a row of small panels."""
@@ -272,11 +271,14 @@ class _ContactSheet:
 
     def draw_scores(self, row: int, metric: str) -> None:
         label, name = _SCORES[metric]
-        maps = {s: self._recording.scores(s, metric)[self._index].numpy() for s in self._steps}
-        low, high = np.percentile(np.stack(list(maps.values())), _CLIPPED)
         for step, axes in self._panels(row, label).items():
-            drawn = draw_values(axes, maps[step], (float(low), float(high)))
-        self.sheet.scale(self._legend, self._row(row), self._small[1], drawn, name, extend="both")
+            values = self._recording.scores(step, metric)[self._index].numpy()
+            # Tokens are compared within a step only, so each step has a scale of its own.
+            low, high = (float(end) for end in np.percentile(values, _CLIPPED))
+            drawn = draw_values(axes, values, (low, high))
+            axes.set_title(f"{low:.3g} to {high:.3g}", fontsize=8, pad=3, **TEXT)
+        bar = self.sheet.scale(self._legend, self._row(row), self._small[1], drawn, name)
+        bar.set_ticks(drawn.get_clim(), labels=["low", "high"])
 
     def draw_choices(self) -> None:
         veil = ""

@@ -85,6 +85,7 @@ def fitted(aspect: float, longest: float) -> tuple[float, float]:
 def draw_picture(axes: Any, picture: Image.Image) -> None:
     """Draw a picture in its own colours."""
     axes.imshow(np.asarray(picture.convert("RGB")), interpolation="lanczos", aspect="auto")
+    _frame(axes)
 
 
 def draw_values(axes: Any, values: Values, ends: tuple[float, float]) -> Any:
@@ -111,4 +112,12 @@ def draw_active(axes: Any, mask: Values, picture: Image.Image) -> str:
     left_out = ~mask[rows][:, columns, None]
     shown = pixels + _VEIL * left_out * (np.asarray(to_rgb(veil)) - pixels)
     axes.imshow(shown, aspect="auto")
+    _frame(axes)
     return veil
+
+
+def _frame(axes: Any) -> None:
+    """A thin line, without which a picture on white would have no edge."""
+    axes.set_axis_on()
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(color="#bbbbbb", linewidth=0.5)
