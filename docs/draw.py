@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,7 +57,7 @@ def save(picture: Image.Image, name: str) -> None:
 
 
 def draw_sheets(pipeline: Any) -> list[Generated]:
-    """A contact sheet per prompt and one animation; gives the first batch of runs."""
+    """A contact sheet per prompt; gives the recorded runs."""
     runs = []
     for start in range(0, len(PROMPTS), BATCH):
         job = job_of(*PROMPTS[start : start + BATCH])
@@ -85,24 +86,20 @@ def sparse_counts(trace: Trace) -> np.ndarray[Any, np.dtype[np.int64]]:
     return counts - trace.num_dense_steps
 
 
-def draw_never_refreshed(pipeline: Any, ours: Generated) -> None:
+def draw_never_refreshed(pipeline: Any, runs: Sequence[Generated]) -> None:
     """The public code beside ours: sparse steps per token as maps and as a histogram."""
-    prompts = PROMPTS[: len(ours.images)]
+    images = [image for run in runs for image in run.images]
     # The public code's rule is for one picture at a time.
-    public = [generate(pipeline, PUBLIC, job_of(prompt)) for prompt in prompts]
-    assert ours.trace is not None
-    traces = [run.trace for run in public if run.trace is not None]
-    number = STEPS - ours.trace.num_dense_steps
-    counts = {
-        "public code": np.concatenate([sparse_counts(trace) for trace in traces]),
-        "ras-dit": sparse_counts(ours.trace),
+    public = [generate(pipeline, PUBLIC, job_of(prompt)) for prompt in PROMPTS]
+    traces = {
+        "public code": [run.trace for run in public if run.trace is not None],
+        "ras-dit": [run.trace for run in runs if run.trace is not None],
     }
-    shares = {
-        "public code": float(np.mean([never_refreshed(trace) for trace in traces])),
-        "ras-dit": never_refreshed(ours.trace),
-    }
-    side, gap, left, top = 1.7, 0.1, 1.55, 0.85
-    across = left + len(prompts) * (side + gap)
+    number = STEPS - traces["ras-dit"][0].num_dense_steps
+    counts = {name: np.concatenate(list(map(sparse_counts, t))) for name, t in traces.items()}
+    shares = {name: float(np.mean(list(map(never_refreshed, t)))) for name, t in traces.items()}
+    side, gap, left, top = 1.35, 0.08, 1.55, 0.85
+    across = left + len(images) * (side + gap)
     sheet = Sheet(across + 5.2, top + 3 * (side + 0.28) + 0.1, DOTS_PER_INCH)
     heading = "How often tokens are refreshed in the sparse steps"
     sheet.text(0.2, 0.16, heading, fontsize=13, weight="bold")
@@ -116,7 +113,7 @@ def draw_never_refreshed(pipeline: Any, ours: Generated) -> None:
     for row, caption in enumerate(captions):
         place = top + row * (side + 0.28)
         sheet.text(0.2, place + side / 2, caption, va="center", linespacing=1.4)
-        for column, image in enumerate(ours.images):
+        for column, image in enumerate(images):
             axes = sheet.axes(left + column * (side + gap), place, side, side)
             if row == 0:
                 draw_picture(axes, image)
@@ -124,7 +121,7 @@ def draw_never_refreshed(pipeline: Any, ours: Generated) -> None:
             values = counts["public code" if row == 1 else "ras-dit"][column]
             drawn = axes.imshow(values, COLOURMAP, vmin=0, vmax=number, aspect="auto")
             share = float((values == 0).mean())
-            axes.set_title(f"never refreshed: {share:.1%}", fontsize=8, pad=3, **TEXT)
+            axes.set_title(f"never: {share:.2%}", fontsize=8, pad=3, **TEXT)
     bar_top = top + side + 0.28
     label = f"active in so many of {number} sparse steps"
     bar = sheet.scale(across + 0.02, bar_top, 2 * side + 0.28, drawn, label)
@@ -132,7 +129,13 @@ def draw_never_refreshed(pipeline: Any, ours: Generated) -> None:
     draw_histogram(sheet.axes(across + 1.5, top + 0.25, 3.4, 3 * side), counts, shares)
     save(sheet.render(), "never-refreshed.png")
     for name, share in shares.items():
-        print(f"{name}: {share:.4%} of the tokens are never refreshed")  # noqa: T201
+        low, high = int(counts[name].min()), int(counts[name].max())
+        never = int((counts[name] == 0).sum())
+        print(  # noqa: T201
+            f"{name}: {share:.4%} of the tokens ({never} of {counts[name].size}) are never "
+            f"refreshed; sparse steps per token {low} to {high}, "
+            f"middle nine tenths {np.percentile(counts[name], (5, 95))}"
+        )
 
 
 def draw_histogram(
@@ -148,7 +151,7 @@ def draw_histogram(
             heights,
             width=0.44,
             color=PUBLIC_COLOUR if name == "public code" else OURS_COLOUR,
-            label=f"{name}: {shares[name]:.1%} never refreshed",
+            label=f"{name}: {shares[name]:.2%} never refreshed",
         )
     axes.set_xlabel("sparse steps in which a token is active", fontsize=9, **TEXT)
     axes.set_ylabel("share of the tokens, %", fontsize=9, **TEXT)
@@ -161,9 +164,9 @@ def draw_histogram(
 def main() -> None:
     """Draw everything into docs/figures/."""
     pipeline = load_pipeline()
-    first = draw_sheets(pipeline)[0]
-    draw_steps(pipeline, first)
-    draw_never_refreshed(pipeline, first)
+    runs = draw_sheets(pipeline)
+    draw_steps(pipeline, runs[0])
+    draw_never_refreshed(pipeline, runs)
 
 
 if __name__ == "__main__":
