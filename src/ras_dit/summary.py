@@ -31,7 +31,7 @@ class Summary:
     @property
     def flops_saved(self) -> float | None:
         """Share of the dense run's FLOPs that was not spent, 0 to 1."""
-        return None if self.cost is None else 1 - self.cost.ras / self.cost.dense
+        return None if self.cost is None else self.cost.saved
 
     @property
     def cache_bytes(self) -> int | None:
