@@ -1,0 +1,180 @@
+"""What a scorer is, and the scorers by name.
+
+A scorer looks at the pictures of one row (one configuration) in three steps, with files between:
+
+1. ``measure``: pictures -> per-picture rows (JSON) and, where it needs them, arrays (features);
+2. ``summarise``: everything measured of one row -> statistics with intervals (and arrays, such as
+   the mean and covariance of a Frechet distance, that are stored beside them);
+3. the report puts the statistics of all rows in one table and compares rows by their columns.
+
+To add one: write a factory ``(settings) -> Scorer`` and name it in :data:`SCORERS`, or, from another
+package, as an entry point in the group ``ras_dit.scorers``. The factory must be quick and may raise
+:class:`ScorerUnavailable`, which the report repeats while the other scorers run on.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ras_dit.errors import RASError
+
+Better = Literal["higher", "lower"]
+
+# Factories by name, imported when they are asked for.
+SCORERS: Mapping[str, str] = {}
+_GROUP = "ras_dit.scorers"
+
+
+class ScorerUnavailable(RASError):  # noqa: N818  (it is no fault of the program)
+    """A scorer that cannot run here: the message says what to install or where to put weights."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of a row.
+
+    Attributes:
+        index: Number of the picture in the manifest, from 0.
+        prompt: What it was made from.
+        group: Number of the prompt: pictures of one prompt are resampled together.
+        seed: Seed of its noise.
+        path: The PNG file, RGB; read it with :func:`ras_dit.evaluation.images.read_picture`.
+        metadata: What the prompt file says of the prompt beside its text (GenEval's rules, ...).
+        partner: The reference row's picture of the same prompt and seed; ``None`` in the
+            reference row itself, or where that picture does not exist yet.
+    """
+
+    index: int
+    prompt: str
+    group: int
+    seed: int
+    path: Path
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    partner: Path | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What ``measure`` gives, and, joined over all units of a row, ``summarise`` gets.
+
+    Attributes:
+        rows: One mapping per picture, in the order of the pictures; JSON only (NaN is refused).
+            Numbers under one name are a column that the report can compare between rows.
+        arrays: Features, ``[pictures, ...]`` each; stored as safetensors.
+    """
+
+    rows: tuple[Mapping[str, Any], ...]
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    @staticmethod
+    def join(parts: Sequence[Measured]) -> Measured:
+        """Several parts as one, in their order."""
+        names = parts[0].arrays if parts else ()
+        return Measured(
+            tuple(row for part in parts for row in part.rows),
+            {name: np.concatenate([part.arrays[name] for part in parts]) for name in names},
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistic:
+    """One number of one row.
+
+    Attributes:
+        name: Its heading in the report; unique over all scorers.
+        value: The number.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        count: Pictures that it was computed from.
+        better: Whether higher or lower is better.
+        column: The per-picture column that ``value`` is the mean of, so that two rows are compared
+            picture by picture; ``None`` for a number of the whole set, which is compared by
+            ``error``.
+        error: Standard error of ``value``.
+        unit: For the heading: "dB", "%", ...
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    count: int
+    better: Better
+    column: str | None = None
+    error: float | None = None
+    unit: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What ``summarise`` gives.
+
+    Attributes:
+        statistics: The numbers.
+        arrays: What they were computed from and is worth keeping; stored as safetensors.
+        note: One line for the report, where there is something to say.
+    """
+
+    statistics: tuple[Statistic, ...]
+    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    note: str = ""
+
+
+class Scorer(Protocol):
+    """A scorer, made by a factory from its settings in the YAML file."""
+
+    @property
+    def needs_partner(self) -> bool:
+        """Whether it compares with the reference row's pictures; those are then never scored."""
+
+    def identity(self) -> Mapping[str, Any]:
+        """Everything that its numbers depend on beside the pictures: versions, checksums of
+        weights, constants. JSON. When it changes, everything is measured again.
+        """
+
+    def measure(self, pictures: Sequence[Picture]) -> Measured:
+        """Look at one unit of pictures. The same pictures give the same bytes."""
+
+    def summarise(self, measured: Measured, pictures: Sequence[Picture]) -> Summary:
+        """Statistics of a row, from everything measured of it."""
+
+
+ScorerFactory = Callable[[Mapping[str, Any]], Scorer]
+
+
+def scorer_names() -> tuple[str, ...]:
+    """Names of all scorers, those of other packages included, sorted."""
+    return tuple(sorted({*SCORERS, *(point.name for point in entry_points(group=_GROUP))}))
+
+
+def make_scorer(name: str, settings: Mapping[str, Any] | None = None) -> Scorer:
+    """A scorer by name.
+
+    Args:
+        name: One of :func:`scorer_names`.
+        settings: Its settings, as under ``scores:`` in the YAML file.
+
+    Raises:
+        ScorerUnavailable: If a package or weights are missing.
+        RASError: If there is no scorer of this name, or its settings are wrong.
+    """
+    return _factory(name)(dict(settings or {}))
+
+
+def _factory(name: str) -> ScorerFactory:
+    if name in SCORERS:
+        module, _, attribute = SCORERS[name].partition(":")
+        factory: ScorerFactory = getattr(importlib.import_module(module), attribute)
+        return factory
+    for point in entry_points(group=_GROUP, name=name):
+        loaded: ScorerFactory = point.load()
+        return loaded
+    raise RASError(f"there is no scorer {name!r}; expected one of {', '.join(scorer_names())}")
