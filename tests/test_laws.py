@@ -308,16 +308,16 @@ def one_layer_not_written(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
 
 @contextmanager
 def active_set_shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    rows = Session._rows_for
+    fresh = Session._fresh_rows
 
-    def shared(self: Session, batch: int) -> Any:
+    def shared(self: Session, batch: int, starts: torch.Tensor | None) -> Any:
         assert self._active is not None
         own, self._active = self._active, self._active[:1].expand_as(self._active)
-        result = rows(self, batch)
+        result = fresh(self, batch, starts)
         self._active = own
         return result
 
-    monkeypatch.setattr(Session, "_rows_for", shared)
+    monkeypatch.setattr(Session, "_fresh_rows", shared)
     yield {}
 
 

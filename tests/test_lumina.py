@@ -16,12 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import ras_dit
 from families import accelerated, distance, lumina_inputs, lumina_pipeline, lumina_transformer
 from pipelines import take
-from ras_dit import engine
+from ras_dit import hooks
 from ras_dit.adapters import DESCRIPTIONS, TokenArgument
 from ras_dit.adapters.work import lumina_work
 from ras_dit.attention import AttentionLayer
 from ras_dit.cost import cache_bytes, forward_flops, trace_cost
-from ras_dit.tokens import gather_table
+from ras_dit.tables import gather_table
 from ras_dit.trace import Trace
 
 SPARSE = {"sample_ratio": 0.4, "warmup_steps": 2, "reset_steps": (6,)}
@@ -173,7 +173,7 @@ def first_images_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     def shared(table: torch.Tensor, dim: int, active: torch.Tensor) -> torch.Tensor:
         return gather_table(table, dim, active[:1].expand_as(active).contiguous())
 
-    monkeypatch.setattr(engine, "gather_table", shared)
+    monkeypatch.setattr(hooks, "gather_table", shared)
 
 
 def scale_of_the_sparse_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,7 +67,7 @@ LAYERS = layers()
         ("cache", {"errors", "tokens"}),
         ("trace", {"errors", "tokens"}),
         ("observe", set()),
-        ("adapters", {"errors"}),
+        ("adapters", {"errors", "tokens"}),
         ("world", {"errors"}),
         ("embedded", set()),
         ("cost", {"adapters", "errors", "schedule", "trace"}),
@@ -77,6 +77,8 @@ LAYERS = layers()
             {"cache", "config", "errors", "public_code", "recording", "schedule", "selection"}
             | {"tokens", "trace"},
         ),
+        ("chooser", {"config", "errors", "public_code", "schedule", "selection"}),
+        ("tables", {"errors"}),
         ("visualization", {"__init__", "errors", "trace"}),
     ],
 )

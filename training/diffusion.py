@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -196,6 +197,13 @@ def draw_batch(
     return to_latents(stacked), prompts
 
 
+@functools.cache
+def fast_bfloat16() -> bool:
+    """Whether this processor multiplies bf16 itself; elsewhere it is a hundred times slower."""
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
 def channel_weights(sigma: Tensor) -> Tensor:
     """Weights [B, 1, patch * patch * C]: at high noise, mean colours before their slopes.
 
@@ -230,7 +238,7 @@ def loss_of(
     sigma = torch.sigmoid(phase.noise_mean + phase.noise_width * normal)
     noisy = torch.lerp(clean, noise, sigma[:, None, None])
     # No cache of casts: it would be shared between threads.
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+    with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16(), cache_enabled=False):
         rows, pooled = training.texts.encode(prompts, t5_rows)
         velocity = forward(
             training.model["transformer"], noisy, index, grid, sigma * 1000, rows, pooled

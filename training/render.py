@@ -16,7 +16,8 @@ Pixels = npt.NDArray[np.float32]  # [height, width, channels], 0 to 1
 
 WHITE = (255, 255, 255)
 GRAIN = 4  # things stand on multiples of one latent pixel
-FILL = 0.75  # share of its cell that a thing takes: then sizes repeat from canvas to canvas
+FILL = 0.75  # share of its cell that a thing takes
+LARGEST = 96  # pixels: a thing has one size wherever there is room, and is learnt once
 
 
 @dataclass
@@ -49,7 +50,7 @@ class Placed:
 def _place(thing: Thing, cell: tuple[float, float, float, float], fill: float) -> Placed:
     """The thing in the middle of a cell (left, top, width, height)."""
     left, top, width, height = cell
-    size = max(GRAIN, round(fill * min(width, height) / GRAIN) * GRAIN)
+    size = max(GRAIN, round(min(LARGEST, fill * min(width, height)) / GRAIN) * GRAIN)
     x = round((left + (width - size) / 2) / GRAIN) * GRAIN
     y = round((top + (height - size) / 2) / GRAIN) * GRAIN
     return Placed(thing, int(x), int(y), int(size))

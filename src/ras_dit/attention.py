@@ -35,7 +35,7 @@ class AttentionCall(Protocol):
     cache: BranchCache
     fills_caches: bool
     fresh: FreshRows | None
-    num_tokens: int
+    num_image: int
 
 
 class AttentionLayer:
@@ -45,14 +45,21 @@ class AttentionLayer:
         module: The attention module.
         index: Number of the layer in its transformer.
         current: Gives the transformer call under way, ``None`` where RAS has no part in it.
+        by_sample: Whether the processor makes one operation for each row of the model batch.
     """
 
     def __init__(
-        self, module: nn.Module, index: int, current: Callable[[], AttentionCall | None]
+        self,
+        module: nn.Module,
+        index: int,
+        current: Callable[[], AttentionCall | None],
+        *,
+        by_sample: bool = False,
     ) -> None:
         self.module = module
         self.index = index
         self._current = current
+        self._by_sample = by_sample
         self._operations = 0
         self.original: Any = module.processor
         self.bound: Any = rebind(self.original, self)
@@ -102,14 +109,13 @@ class AttentionLayer:
             return key, value
         scale, mask = options.get("scale"), options.get("attn_mask")
         if call.fresh is None:
-            if call.fills_caches and key.shape[token_dim] >= call.num_tokens:
+            if call.fills_caches and key.shape[token_dim] >= call.num_image:
                 call.cache.layers[place] = KVCache(key, value, token_dim, scale, mask)
             return key, value
         cached = call.cache.layers.get(place)
-        num_missing = call.num_tokens - call.fresh.active.shape[1]
-        if cached is None or cached.num_keys - key.shape[token_dim] != num_missing:
+        if cached is None or cached.num_keys - key.shape[token_dim] != call.fresh.num_missing:
             return key, value
-        fresh = call.fresh.part(key.shape[0])
+        fresh = call.fresh.sample(place[1]) if self._by_sample else call.fresh.part(key.shape[0])
         if scale is not None:
             options["scale"] = cached.scale
         if mask is not None:

@@ -6,27 +6,25 @@ Everything is kept per branch (conditional, unconditional, ...) and belongs to o
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
 from ras_dit.errors import UnsupportedError
-from ras_dit.tokens import scatter_rows
-
-TokenOrder = Literal["image_first", "text_first"]
+from ras_dit.tokens import TokenOrder, gather_rows, scatter_rows
 
 
 class FreshRows:
-    """Which rows of a whole attended sequence a sparse call computes anew.
+    """Which rows of a whole sequence a sparse call computes anew: active tokens and all text.
 
     One object serves every layer of the call: row numbers are computed once per layout.
 
     Args:
         active: Sorted active tokens, int64 ``[B, A]``, one row per row of the model batch.
-        num_tokens: Image tokens N.
+        num_tokens: Image tokens N, references included.
         order: Where the image tokens stand in a sequence that also holds text.
         images: Images among the rows, whose sets repeat over the guidance branches; all rows are
             images of their own where it is not given.
+        starts: First image token of each row, int64 ``[B]``, for the order ``"text_around"``.
     """
 
     def __init__(
@@ -35,14 +33,21 @@ class FreshRows:
         num_tokens: int,
         order: TokenOrder,
         images: int | None = None,
+        starts: torch.Tensor | None = None,
     ) -> None:
         self.active = active
         self.num_tokens = num_tokens
         self.order = order
         self.images = images or active.shape[0]
-        self._parts: dict[int, FreshRows] = {}
+        self.starts = starts
+        self._parts: dict[tuple[int, int], FreshRows] = {}
         self._positions: dict[int, torch.Tensor] = {}
         self._rows: dict[tuple[int, int], torch.Tensor] = {}
+
+    @property
+    def num_missing(self) -> int:
+        """By how many rows a sparse sequence is shorter than a whole one."""
+        return self.num_tokens - self.active.shape[1]
 
     def part(self, batch: int) -> FreshRows:
         """The rows of an operation on some of the guidance branches alone.
@@ -52,35 +57,51 @@ class FreshRows:
         """
         if batch == self.active.shape[0]:
             return self
-        if batch % self.images or batch > self.active.shape[0]:
+        if batch % self.images or batch > self.active.shape[0] or self.starts is not None:
             raise UnsupportedError(
                 f"an attention operation on {batch} of {self.active.shape[0]} rows, which are "
                 f"branches of {self.images} images; expected whole branches"
             )
-        if batch not in self._parts:
-            # Branches are stacked, so every run of whole branches has the same sets.
-            active = self.active[:batch]
-            self._parts[batch] = FreshRows(active, self.num_tokens, self.order, self.images)
-        return self._parts[batch]
+        # Branches are stacked, so every run of whole branches has the same sets.
+        return self._cut(0, batch)
 
-    def positions(self, num_keys: int) -> torch.Tensor:
-        """Positions in a sequence of N + T keys, int64 ``[B, A + T]``, in the sparse order."""
-        if num_keys not in self._positions:
-            self._positions[num_keys] = self._joined(num_keys - self.num_tokens)
-        return self._positions[num_keys]
+    def sample(self, row: int) -> FreshRows:
+        """The rows of an operation on one row of the model batch."""
+        return self._cut(row, 1)
 
-    def rows(self, num_keys: int, heads: int) -> torch.Tensor:
-        """Row numbers in a ``[B * heads * num_keys, ...]`` view, int64 ``[B * heads * (A + T)]``.
+    def _cut(self, first: int, batch: int) -> FreshRows:
+        key = first, batch
+        if key not in self._parts:
+            rows = slice(first, first + batch)
+            starts = None if self.starts is None else self.starts[rows]
+            images = min(self.images, batch)
+            self._parts[key] = FreshRows(
+                self.active[rows], self.num_tokens, self.order, images, starts
+            )
+        return self._parts[key]
+
+    def positions(self, length: int) -> torch.Tensor:
+        """Positions in a sequence of N + T rows, int64 ``[B, A + T]``, in the sparse order."""
+        if length not in self._positions:
+            self._positions[length] = self._joined(length - self.num_tokens)
+        return self._positions[length]
+
+    def rows(self, length: int, heads: int = 1) -> torch.Tensor:
+        """Row numbers in a ``[B * heads * length, ...]`` view, int64 ``[B * heads * (A + T)]``.
 
         ``heads`` is 1 for memory laid out ``[B, S, H, D]``.
         """
-        key = num_keys, heads
+        key = length, heads
         if key not in self._rows:
             batch = self.active.shape[0]
-            starts = torch.arange(batch * heads, device=self.active.device) * num_keys
-            rows = self.positions(num_keys).unsqueeze(1) + starts.view(batch, heads, 1)
+            starts = torch.arange(batch * heads, device=self.active.device) * length
+            rows = self.positions(length).unsqueeze(1) + starts.view(batch, heads, 1)
             self._rows[key] = rows.flatten()
         return self._rows[key]
+
+    def take(self, whole: torch.Tensor) -> torch.Tensor:
+        """The fresh rows ``[B, A + T, ...]`` of a whole sequence ``[B, N + T, ...]``, a copy."""
+        return gather_rows(whole, self.rows(whole.shape[1]))
 
     def _joined(self, num_text: int) -> torch.Tensor:
         if num_text == 0:
@@ -89,7 +110,12 @@ class FreshRows:
         text = text.expand(self.active.shape[0], -1)
         if self.order == "image_first":
             return torch.cat([self.active, text + self.num_tokens], dim=1)
-        return torch.cat([text, self.active + num_text], dim=1)
+        if self.order == "text_first":
+            return torch.cat([text, self.active + num_text], dim=1)
+        assert self.starts is not None
+        starts = self.starts.unsqueeze(1)
+        around = torch.where(text < starts, text, text + self.num_tokens)
+        return torch.cat([around, self.active + starts], dim=1)
 
 
 class KVCache:
@@ -193,7 +219,7 @@ class BranchCache:
     Attributes:
         signature: What the filling call looked like; a call of another kind must run dense.
         layers: K/V caches by (layer, operation within the layer).
-        output: Last output of every token, ``[B, N, C]``.
+        output: Last output of every row, ``[B, L, C]``: the image tokens, or the whole sequence.
     """
 
     signature: object
@@ -212,19 +238,23 @@ class BranchCache:
         return output + sum(layer.nbytes for layer in self.layers.values())
 
     def keep_output(self, output: torch.Tensor) -> None:
-        """Keep a copy of a dense step's output ``[B, N, C]``."""
+        """Keep a copy of a dense step's output ``[B, L, C]``."""
         self.output = output.clone()
 
-    def merge_output(self, output: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Write the active tokens' output and return all tokens'.
+    def merge_output(self, output: torch.Tensor, fresh: FreshRows) -> torch.Tensor:
+        """Write the fresh rows' output and return all rows'.
 
         Args:
-            output: ``[B, A, C]``.
-            rows: ``[B * A]`` from :func:`ras_dit.tokens.flat_rows`.
+            output: ``[B, L, C]`` with rows that count only where they are fresh, or the fresh
+                rows alone.
+            fresh: Where they belong.
 
         Returns:
-            ``[B, N, C]``, a copy: schedulers keep old outputs, and callers may write to them.
+            ``[B, L, C]``, a copy: schedulers keep old outputs, and callers may write to them.
         """
         assert self.output is not None
-        scatter_rows(self.output, rows, output)
+        length = self.output.shape[1]
+        if output.shape[1] == length:
+            output = fresh.take(output)
+        scatter_rows(self.output, fresh.rows(length), output)
         return self.output.clone()

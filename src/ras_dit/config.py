@@ -62,6 +62,10 @@ class RASConfig:
             towards being active, on the logarithm of the score (Eq. 1: ``exp(k * drops)``).
         starvation: What counts as drops: ``"total"`` over the run (the paper), or
             ``"since_refresh"``, since the token last went through.
+        max_dropped: Sparse steps in a row after which a token that was left out in all of them is
+            active whatever its score (dense steps in between do not count). ``"auto"`` is
+            ``ceil(4 / sample_ratio)``, so that no token sits out a whole run of usual length;
+            ``None`` leaves it to ``starvation_scale`` alone.
         schedule: How the ratio runs over the sparse steps. ``"constant"``; ``"linear"`` from
             ``first_ratio`` on, with mean ``sample_ratio`` (the paper's dynamic sampling ratio);
             a sequence with one ratio per step of the whole run (1.0 is a dense step), which sets
@@ -87,6 +91,7 @@ class RASConfig:
     keep: Keep = "auto"
     starvation_scale: float = 0.1
     starvation: Starvation = "total"
+    max_dropped: int | Literal["auto"] | None = "auto"
     schedule: Schedule = "constant"
     first_ratio: float | None = None
     granularity: int = 1
@@ -117,6 +122,8 @@ class RASConfig:
                 f"starvation={self.starvation!r} is unknown; expected one of "
                 f"{', '.join(_STARVATIONS)}"
             )
+        if self.max_dropped not in ("auto", None):
+            check_int("max_dropped", self.max_dropped, 1, '"auto" or None will do, too')
         if (
             self.stop_step is not None
             and self.warmup_steps is not None
@@ -202,13 +209,21 @@ class RASConfig:
             return self.keep
         return _PAPER_KEEP[self.metric] if isinstance(self.metric, str) else "high"
 
+    @property
+    def longest_drop(self) -> int | None:
+        """``max_dropped`` with ``"auto"`` resolved; the public code knows no limit."""
+        if self.public_code is not None or self.max_dropped is None:
+            return None
+        return math.ceil(4 / self.sample_ratio) if self.max_dropped == "auto" else self.max_dropped
+
     @classmethod
     def paper(cls, model: Literal["sd3", "lumina"], sample_ratio: float) -> Self:
         """The paper's method on one of its models.
 
         The paper gives the warm-up (4), the resets (12 and 20, on 28 steps of SD3 and 30 of
         Lumina) and the metric. It gives no numbers for the rest, where these are ours: k = 0.1
-        (its public code's), and a ratio that falls linearly from ``min(1, 1.5 * sample_ratio)``.
+        (its public code's), a ratio that falls linearly from ``min(1, 1.5 * sample_ratio)``, and
+        a limit to the drops in a row, which the paper's starvation term is meant to prevent.
         For other numbers of steps the resets stay at the same fractions of the window.
 
         Raises:

@@ -1,8 +1,7 @@
-"""The engine: the only file that registers hooks.
+"""The engine: one generation after the other on one pipeline's transformers and scheduler.
 
-An engine belongs to one transformer. Per call of the transformer it asks the session what to
-compute, gathers the active tokens before the first block, and puts the rows back together behind
-the last layer; the scheduler tells it where steps begin and end.
+An engine belongs to the transformers of a pipeline: one, or two that take turns. Per call of a
+transformer it asks the session what to compute; the scheduler tells it where steps begin and end.
 """
 
 from __future__ import annotations
@@ -11,63 +10,72 @@ import functools
 import inspect
 import threading
 import warnings
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-from ras_dit.adapters import TokenArgument, TransformerDescription
-from ras_dit.attention import AttentionLayer
-from ras_dit.checks import check_unhooked, checked_parameters, submodule
+from ras_dit.adapters import TransformerDescription
+from ras_dit.checks import check_unhooked
 from ras_dit.config import RASConfig
-from ras_dit.errors import RASError, RASWarning, UnsupportedError
+from ras_dit.errors import RASError, RASWarning
+from ras_dit.hooks import TransformerHooks
 from ras_dit.observe import observe, observers, unobserve
 from ras_dit.recording import Recording
 from ras_dit.session import RunShape, Session, TransformerCall
 from ras_dit.signature import CallSignature
-from ras_dit.tokens import TokenGrid, by_token, gather_rows, gather_table
+from ras_dit.tokens import by_token
 from ras_dit.trace import Trace
+
+# The components of a pipeline that denoise; where there are two, they take turns.
+COMPONENTS = ("transformer", "transformer_2")
 
 
 class Engine:
-    """Region-adaptive sampling on one transformer and the schedulers that drive it."""
+    """Region-adaptive sampling on transformers and the schedulers that drive them.
+
+    Args:
+        transformers: With their descriptions; all of one class.
+        config: The configuration.
+        replay: A recorded run whose active tokens are taken over.
+        record: Whether to keep the noise and the latents of every step.
+    """
 
     def __init__(
         self,
-        transformer: nn.Module,
+        transformers: Sequence[nn.Module],
         description: TransformerDescription,
         config: RASConfig,
         replay: Trace | None = None,
         *,
         record: bool = False,
     ) -> None:
-        self.transformer = transformer
         self.description = description
         self.config = config
         self.replay = replay
         self.record = record
-        self.model_config = cast("Mapping[str, Any]", transformer.config)
-        self.patch_size = int(self.model_config["patch_size"])
         self._session: Session | None = None
         self._armed_by: Any = None
-        self._call: TransformerCall | None = None
-        self._gathered: dict[str, tuple[Any, Any]] = {}
+        self._pipe: Any = None
         self._finished: Session | None = None
         self._trace: Trace | None = None
         self._recording: Recording | None = None
         self._warned = False
         self._observed: list[Any] = []
-        self._layers: list[AttentionLayer] = []
-        self._handles: list[RemovableHandle] = []
-        self._output: tuple[nn.Module, RemovableHandle] | None = None
-        self._signature = inspect.signature(transformer.forward)
+        self._parts: list[TransformerHooks] = []
         try:
-            self._attach()
+            for transformer in transformers:
+                part = TransformerHooks(transformer, description, self._begin_call, self)
+                self._parts.append(part)
         except BaseException:
             self.detach()
             raise
+
+    @property
+    def model_config(self) -> Mapping[str, Any]:
+        """The configuration of the transformers."""
+        return self._parts[0].model_config
 
     @property
     def trace(self) -> Trace | None:
@@ -87,60 +95,22 @@ class Engine:
             session, self._finished = self._finished, None
             self._trace, self._recording = session.trace(), session.recording()
 
-    # -- hooks ---------------------------------------------------------------------------------
-
-    def _attach(self) -> None:
-        description, transformer = self.description, self.transformer
-        keep = self._handles.append
-        keep(transformer.register_forward_pre_hook(self._before_transformer, with_kwargs=True))
-        keep(transformer.register_forward_hook(self._after_transformer, always_call=True))
-        blocks = [block for name in description.blocks for block in getattr(transformer, name)]
-        for block in blocks:
-            layers = []
-            for path in description.attention:
-                module = submodule(block, path)
-                if module is not None:
-                    layer = AttentionLayer(module, len(self._layers), self._current_call)
-                    self._layers.append(layer)
-                    layers.append(layer)
-            parameters = checked_parameters(block, description)
-            hook = functools.partial(self._before_block, layers, parameters)
-            keep(block.register_forward_pre_hook(hook, with_kwargs=True))
-        self._follow_replaced_modules()
-
-    def _follow_replaced_modules(self) -> None:
-        """Processors and the output layer may be others now (IP-adapters, LoRA)."""
-        for layer in self._layers:
-            layer.refresh()
-        output = self.transformer.get_submodule(self.description.output)
-        if self._output is None or self._output[0] is not output:
-            if self._output is not None:
-                self._output[1].remove()
-            self._output = output, output.register_forward_hook(self._after_output)
-
     def detach(self) -> None:
         """Remove every hook and give everything its own class and processor back."""
         self.drop()
-        for handle in self._handles:
-            handle.remove()
-        if self._output is not None:
-            self._output[1].remove()
-            self._output = None
-        for layer in self._layers:
-            layer.restore()
+        for part in self._parts:
+            part.detach()
         for target in self._observed:
             unobserve(target, self)
-        self._handles.clear()
-        self._layers.clear()
         self._observed.clear()
 
-    def _current_call(self) -> TransformerCall | None:
-        return self._call
+    def owns(self, transformer: nn.Module) -> bool:
+        """Whether this engine's hooks are on the transformer."""
+        return any(part.transformer is transformer for part in self._parts)
 
-    def _before_transformer(
-        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._call = None
+    def _begin_call(
+        self, part: TransformerHooks, arguments: Mapping[str, Any]
+    ) -> TransformerCall | None:
         if self._armed_by is None and self._session is None:
             return None
         if torch.is_grad_enabled():
@@ -150,44 +120,57 @@ class Engine:
                 "torch.no_grad() or torch.inference_mode(), or disable RAS first"
             )
         try:
-            arguments = self._signature.bind(*args, **kwargs).arguments
-            session = self._session or self._start(arguments)
+            session = self._session or self._start(part, arguments)
             if session.finished or session.thread != threading.get_ident():
                 return None
-            self._follow_replaced_modules()
-            settings = [layer.settings() for layer in self._layers]
-            signature = CallSignature(arguments, self.description.fixed, settings)
-            call = session.begin_call(arguments[self.description.latents].shape[0], signature)
+            part.follow_replaced_modules()
+            description = self.description
+            return session.begin_call(
+                self._parts.index(part),
+                description.count_rows(arguments),
+                CallSignature(arguments, description.fixed, part.settings()),
+                starts=None if description.starts is None else description.starts(arguments),
+                given=self._given(arguments, session),
+            )
         except BaseException:
             self.drop()
             raise
-        self._call = call
-        if call.fresh is None:
-            return None
-        return self._with_gathered_residuals(call, arguments)
 
-    def _start(self, arguments: Mapping[str, Any]) -> Session:
-        check_unhooked(self.transformer)
+    def _given(self, arguments: Mapping[str, Any], session: Session) -> torch.Tensor | None:
+        """Which image tokens of each row are given rather than made, bool ``[R, N]``."""
+        name = self.description.token_timestep
+        timestep = None if name is None else arguments[name]
+        if timestep is None or timestep.ndim != 2:
+            return None
+        layout = session.shape.layout
+        if timestep.shape[1] < layout.num_image:
+            return None
+        given: torch.Tensor = timestep[:, layout.offset :][:, : layout.grid.num_tokens] == 0
+        return given
+
+    def _start(self, part: TransformerHooks, arguments: Mapping[str, Any]) -> Session:
+        for other in self._parts:
+            check_unhooked(other.transformer)
         scheduler, self._armed_by = self._armed_by, None
-        latents = arguments[self.description.latents]
-        text = arguments.get(self.description.text)
-        first = int(getattr(scheduler, "begin_index", None) or 0)
-        count = len(scheduler.timesteps) - first
+        first, count = self._steps_to_come(scheduler)
         sigmas = getattr(scheduler, "sigmas", None)
-        height, width = latents.shape[-2:]
+        description = self.description
         shape = RunShape(
-            transformer=self.description.transformer,
-            grid=TokenGrid(height // self.patch_size, width // self.patch_size),
-            num_text_tokens=0 if text is None else text.shape[1],
-            dtype=latents.dtype,
+            transformer=description.transformer,
+            layout=description.layout(arguments, part.model_config),
+            dtype=description.first_latents(arguments).dtype,
             num_evaluations=count,
             sigmas=sigmas[first : first + count + 1] if isinstance(sigmas, torch.Tensor) else None,
         )
         session = Session(
             self.config,
-            self.description.token_order,
+            description.token_order,
             shape,
-            functools.partial(by_token, patch_size=self.patch_size),
+            functools.partial(
+                by_token,
+                patch=description.patch(part.model_config),
+                frames_first=description.frames_first,
+            ),
             self.replay,
             record=self.record,
         )
@@ -204,87 +187,16 @@ class Engine:
         self._session = session
         return session
 
-    def _with_gathered_residuals(
-        self, call: TransformerCall, arguments: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        present = [name for name in self.description.residuals if arguments.get(name) is not None]
-        if not present:
-            return None
-        assert call.rows is not None
-        for name in present:
-            arguments[name] = [gather_rows(item, call.rows) for item in arguments[name]]
-        return (), arguments
-
-    def _after_transformer(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        self._call = None
-        self._gathered.clear()
-
-    def _before_block(
-        self,
-        layers: list[AttentionLayer],
-        parameters: tuple[str, ...],
-        block: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        call = self._call
-        if call is None:
-            return None
-        for layer in layers:
-            layer.begin()
-        arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
-        name = self.description.hidden
-        hidden = arguments[name]
-        is_whole = hidden.shape[1] == call.num_tokens
-        if call.rows is None:
-            if not is_whole:
-                raise UnsupportedError(
-                    f"{type(block).__name__} got {hidden.shape[1]} image tokens, and the latents "
-                    f"have {call.num_tokens}; the description of {self.description.transformer} "
-                    "does not fit this pipeline"
-                )
-            return None
-        if is_whole:
-            arguments[name] = gather_rows(hidden, call.rows)
-        for argument in self.description.token_arguments:
-            if arguments.get(argument.name) is not None:
-                arguments[argument.name] = self._gather_once(argument, arguments[argument.name])
-        # Whatever came by position goes back by position.
-        return tuple(arguments.pop(parameter) for parameter in parameters[: len(args)]), arguments
-
-    def _gather_once(self, argument: TokenArgument, value: Any) -> Any:
-        """The active rows of what all blocks of one call are given."""
-        known = self._gathered.get(argument.name)
-        if known is None or known[0] is not value:
-            known = value, self._gather(argument, value)
-            self._gathered[argument.name] = known
-        return known[1]
-
-    def _gather(self, argument: TokenArgument, value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(self._gather(argument, item) for item in value)
-        assert self._call is not None
-        assert self._call.fresh is not None
-        num_tokens = self._call.num_tokens
-        if argument.dim < 1 or value.shape[argument.dim : argument.dim + 1] != (num_tokens,):
-            raise UnsupportedError(
-                f"{argument.name} of {self.description.transformer}'s blocks is {list(value.shape)}"
-                f"; the description says that dimension {argument.dim} holds the {num_tokens} "
-                "image tokens, and dimension 0 the batch"
-            )
-        return gather_table(value, argument.dim, self._call.fresh.active)
-
-    def _after_output(
-        self, _module: nn.Module, _args: Any, output: torch.Tensor
-    ) -> torch.Tensor | None:
-        call = self._call
-        if call is None:
-            return None
-        if call.rows is not None:
-            return call.cache.merge_output(output, call.rows)
-        if call.fills_caches:
-            call.cache.keep_output(output)
-        return None
+    def _steps_to_come(self, scheduler: Any) -> tuple[int, int]:
+        """Index of the first timestep that is really run, and the calls of ``step`` from there."""
+        number = len(scheduler.timesteps)
+        first = getattr(scheduler, "begin_index", None)
+        if first is not None:
+            return int(first), number - int(first)
+        # Pipelines that start late tell schedulers without a begin index nothing.
+        announced = getattr(self._pipe, "num_timesteps", None)
+        count = min(number, announced) if isinstance(announced, int) and announced > 0 else number
+        return number - count, count
 
     # -- the run -------------------------------------------------------------------------------
 
@@ -306,13 +218,20 @@ class Engine:
             RASError: If the pipeline got another transformer meanwhile.
         """
         self.drop()
-        if unwrap(pipe.transformer) is not self.transformer:
-            raise RASError(
-                "pipe.transformer was replaced after RAS was enabled; call ras_dit.disable(pipe) "
-                "and enable it again"
-            )
+        self._pipe = pipe
+        for name, transformer in denoisers(pipe).items():
+            if not self.owns(transformer):
+                raise RASError(
+                    f"pipe.{name} was replaced after RAS was enabled; call ras_dit.disable(pipe) "
+                    "and enable it again"
+                )
         if self not in observers(pipe.scheduler, Engine):
             self.watch(pipe)
+
+    def end_pipeline(self) -> None:
+        """A watched pipeline is done, or has failed, or was interrupted."""
+        self.drop()
+        self._pipe = None
 
     def arm(self, scheduler: Any) -> None:
         """A scheduler's ``set_timesteps`` was called: the next transformer call starts a run."""
@@ -323,7 +242,9 @@ class Engine:
         """End the run that is under way, if any, and free what it holds."""
         if self._session is not None:
             self._session.close()
-        self._session = self._call = self._armed_by = None
+        self._session = self._armed_by = None
+        for part in self._parts:
+            part.end_call()
 
     def before_step(
         self, noise_pred: torch.Tensor, sample: torch.Tensor
@@ -344,6 +265,12 @@ def unwrap(transformer: Any) -> Any:
     return getattr(transformer, "_orig_mod", transformer)
 
 
+def denoisers(pipe: Any) -> dict[str, nn.Module]:
+    """The transformers of a pipeline by the names of its components."""
+    found = {name: unwrap(getattr(pipe, name, None)) for name in COMPONENTS}
+    return {name: part for name, part in found.items() if isinstance(part, nn.Module)}
+
+
 def _run_pipeline(
     method: Any, watching: tuple[object, ...], pipe: Any, args: Any, kwargs: Any
 ) -> Any:
@@ -354,7 +281,7 @@ def _run_pipeline(
         return method(pipe, *args, **kwargs)
     finally:
         for engine in engines:
-            engine.drop()
+            engine.end_pipeline()
 
 
 def _run_set_timesteps(

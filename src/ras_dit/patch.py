@@ -10,10 +10,12 @@ from typing import Any, Self
 from torch import nn
 
 from ras_dit.adapters import TransformerDescription, describe
+from ras_dit.adapters.pipelines import check_pipeline
 from ras_dit.checks import check_unhooked
 from ras_dit.config import RASConfig
-from ras_dit.engine import Engine, unwrap
+from ras_dit.engine import Engine, denoisers
 from ras_dit.errors import RASError, UnsupportedError
+from ras_dit.hooks import TransformerHooks
 from ras_dit.recording import Recording
 from ras_dit.trace import Trace
 
@@ -106,10 +108,14 @@ def enable(
         _check_same(engine, chosen, replay, record=record)
         engine.watch(pipe)
         return Handle(engine)
-    transformer = _checked_transformer(pipe, description)
-    description = description or describe(transformer)
-    engine = Engine(transformer, description, chosen, replay, record=record)
-    engine.watch(pipe)
+    transformers = _checked_transformers(pipe, description)
+    description = description or describe(transformers[0])
+    engine = Engine(transformers, description, chosen, replay, record=record)
+    try:
+        engine.watch(pipe)
+    except BaseException:
+        engine.detach()
+        raise
     return Handle(engine)
 
 
@@ -133,27 +139,28 @@ def disable(pipe: Any) -> None:
 
 
 def find_engine(pipe: Any) -> Engine | None:
-    """The engine on a pipeline's transformer, if there is one."""
-    transformer = unwrap(getattr(pipe, "transformer", None))
-    if not isinstance(transformer, nn.Module):
-        return None
-    # The hooks are the one mark that an engine leaves on its transformer.
-    for hook in transformer._forward_pre_hooks.values():  # noqa: SLF001
-        engine = getattr(hook, "__self__", None)
-        if isinstance(engine, Engine) and engine.transformer is transformer:
-            return engine
+    """The engine on a pipeline's transformers, if there is one."""
+    for transformer in denoisers(pipe).values():
+        # The hooks are the one mark that an engine leaves on its transformer.
+        for hook in transformer._forward_pre_hooks.values():  # noqa: SLF001
+            part = getattr(hook, "__self__", None)
+            if isinstance(part, TransformerHooks) and part.transformer is transformer:
+                assert isinstance(part.owner, Engine)
+                return part.owner
     return None
 
 
-def _checked_transformer(pipe: Any, description: TransformerDescription | None) -> nn.Module:
-    transformer = unwrap(getattr(pipe, "transformer", None))
+def _checked_transformers(pipe: Any, description: TransformerDescription | None) -> list[nn.Module]:
+    transformers = list(denoisers(pipe).values())
     scheduler = getattr(pipe, "scheduler", None)
-    if not isinstance(transformer, nn.Module) or not callable(getattr(scheduler, "step", None)):
+    if not transformers or not callable(getattr(scheduler, "step", None)):
         raise UnsupportedError(
             f"{type(pipe).__name__} has no transformer with a scheduler; RAS works on diffusers "
             "pipelines of diffusion transformers (ras-dit models lists them)"
         )
-    if description is None:
-        describe(transformer)
-    check_unhooked(transformer)
-    return transformer
+    check_pipeline(pipe)
+    for transformer in transformers:
+        if description is None:
+            describe(transformer)
+        check_unhooked(transformer)
+    return transformers

@@ -40,6 +40,9 @@ def l2_score(noise: torch.Tensor) -> torch.Tensor:
     return norms.mean(dim=-1)
 
 
+# More than logarithms of float32 scores and a run's drops can make up for.
+_OVERDUE = 1e4
+
 METRIC_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "std": std_score,
     "l2": l2_score,
@@ -67,6 +70,23 @@ def priority(
     log_score = score.float().clamp_min(torch.finfo(torch.float32).tiny).log()
     sign = 1.0 if keep == "high" else -1.0
     return torch.add(drops * starvation_scale, log_score, alpha=sign)
+
+
+def overdue_first(
+    priorities: torch.Tensor, dropped_in_a_row: torch.Tensor, limit: int
+) -> torch.Tensor:
+    """Priorities in which no score outweighs a drop of ``limit`` steps or more.
+
+    Args:
+        priorities: float32 ``[B, N]`` from :func:`priority`.
+        dropped_in_a_row: In how many sparse steps each token was last left out, ``[B, N]``.
+        limit: Steps from which a token is overdue; the longest overdue come first.
+
+    Returns:
+        float32 ``[B, N]``.
+    """
+    overdue = torch.where(dropped_in_a_row >= limit, dropped_in_a_row, 0.0)
+    return torch.add(priorities, overdue, alpha=_OVERDUE)
 
 
 def choose(priorities: torch.Tensor, num_active: int) -> torch.Tensor:

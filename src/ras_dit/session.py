@@ -12,20 +12,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ras_dit.cache import BranchCache, FreshRows, TokenOrder
+from ras_dit.adapters.layouts import TokenLayout
+from ras_dit.cache import BranchCache, FreshRows
+from ras_dit.chooser import Chooser
 from ras_dit.config import RASConfig
 from ras_dit.errors import RASError
-from ras_dit.public_code import PublicCode
 from ras_dit.recording import Recording
-from ras_dit.schedule import StepPlan, plan_steps, selective_window
-from ras_dit.selection import (
-    METRIC_FUNCTIONS,
-    choose,
-    choose_as_public_code,
-    count_drops,
-    priority,
-)
-from ras_dit.tokens import TokenGrid, flat_rows
+from ras_dit.schedule import StepPlan, plan_steps
+from ras_dit.tokens import TokenGrid, TokenOrder
 from ras_dit.trace import Call, StepTrace, Trace, pack_active
 
 
@@ -35,19 +29,22 @@ class RunShape:
 
     Attributes:
         transformer: Class name of the transformer.
-        grid: Image tokens of one picture.
-        num_text_tokens: Text tokens T.
+        layout: The tokens of its first call.
         dtype: dtype of the transformer's input.
         num_evaluations: Calls of ``scheduler.step`` to come.
         sigmas: Noise levels of those calls and the last one, where the scheduler has them.
     """
 
     transformer: str
-    grid: TokenGrid
-    num_text_tokens: int
+    layout: TokenLayout
     dtype: torch.dtype
     num_evaluations: int
     sigmas: torch.Tensor | None
+
+    @property
+    def grid(self) -> TokenGrid:
+        """Image tokens of the picture that is made."""
+        return self.layout.grid
 
 
 @dataclass
@@ -56,17 +53,19 @@ class TransformerCall:
 
     Attributes:
         cache: The branch's caches, to be filled or used.
-        num_tokens: Image tokens N.
+        num_image: Image tokens, references included.
         fills_caches: Whether a dense call has to leave keys, values and outputs behind.
         fresh: The rows that a sparse call computes; ``None`` in a dense call.
-        rows: The same as row numbers in ``[B * N, ...]``.
+        entered: Whether the first block was reached.
+        length: Rows of a whole sequence, as the first block is given them.
     """
 
     cache: BranchCache
-    num_tokens: int
+    num_image: int
     fills_caches: bool
     fresh: FreshRows | None = None
-    rows: torch.Tensor | None = None
+    entered: bool = False
+    length: int = 0
 
 
 class Session:
@@ -105,14 +104,19 @@ class Session:
             self.plans = replayed_plans(replay, shape)
         self.thread = threading.get_ident()
         self._order = order
-        self._by_token = by_token
+        self._chooser = Chooser(
+            config,
+            by_token,
+            num_tokens=shape.grid.num_tokens,
+            num_steps=len(self.plans),
+            sigmas=shape.sigmas,
+        )
         self._index = 0
-        self._branches: dict[int, BranchCache] = {}
+        self._branches: dict[tuple[int, int], BranchCache] = {}
         self._calls: list[Call] = []
         self._active: torch.Tensor | None = None
-        self._drops: torch.Tensor | None = None
-        self._generator: torch.Generator | None = None
-        self._rows_by_batch: dict[int, tuple[FreshRows, torch.Tensor]] = {}
+        self._given: torch.Tensor | None = None
+        self._fresh_by_batch: dict[int, FreshRows] = {}
         self._images = 0
         self._cache_bytes = 0
         self._records: list[tuple[StepPlan, tuple[Call, ...], torch.Tensor | None]] = []
@@ -132,20 +136,33 @@ class Session:
         """Whether no step of the run is sparse."""
         return all(plan.kind == "dense" for plan in self.plans)
 
-    def begin_call(self, batch: int, signature: object) -> TransformerCall:
+    def begin_call(
+        self,
+        part: int,
+        batch: int,
+        signature: object,
+        *,
+        starts: torch.Tensor | None = None,
+        given: torch.Tensor | None = None,
+    ) -> TransformerCall:
         """Decide what the next transformer call computes.
 
         Calls are told apart by their number since the last step: guidance calls the transformer
         again for every branch that is not in the same batch.
 
         Args:
+            part: Which of the pipeline's transformers is called.
             batch: Rows of the model batch.
             signature: Everything about the call that has to be as in the call that filled the
                 caches (shapes, dtype, device, skipped layers, ...).
+            starts: First image token of each row, int64 ``[batch]``, where that is a matter of
+                the row.
+            given: Tokens that are no work because they are given, bool ``[batch, N]``.
         """
         plan = self.plans[self._index]
-        branch = len(self._calls)
+        branch = part, len(self._calls)
         cache = self._branches.get(branch)
+        self._given = given
         usable = (
             plan.kind == "sparse"
             and cache is not None
@@ -153,19 +170,18 @@ class Session:
             and cache.signature == signature
             and batch % self._images == 0
         )
-        num_tokens = self.shape.grid.num_tokens
+        layout = self.shape.layout
         if usable:
             assert cache is not None
-            fresh, rows = self._rows_for(batch)
             self._calls.append(Call(batch, plan.num_active))
-            return TransformerCall(cache, num_tokens, False, fresh, rows)
+            return TransformerCall(cache, layout.num_image, False, self._fresh_rows(batch, starts))
         self._branches.pop(branch, None)
         cache = BranchCache(signature)
         fills = self._index + 1 < len(self.plans) and self.plans[self._index + 1].kind == "sparse"
         if fills:
             self._branches[branch] = cache
-        self._calls.append(Call(batch, num_tokens))
-        return TransformerCall(cache, num_tokens, fills)
+        self._calls.append(Call(batch, layout.grid.num_tokens))
+        return TransformerCall(cache, layout.num_image, fills)
 
     def transform(
         self, noise_pred: torch.Tensor, sample: torch.Tensor
@@ -203,21 +219,41 @@ class Session:
             self._cache_bytes, sum(cache.nbytes for cache in self._branches.values())
         )
         self._calls.clear()
-        self._rows_by_batch.clear()
+        self._fresh_by_batch.clear()
         self._index += 1
         if self.finished:
             return True
-        if plan.kind == "dense" and self.config.starvation == "since_refresh":
-            self._drops = None
+        if plan.kind == "dense":
+            self._chooser.refreshed()
         if self.plans[self._index].kind == "sparse":
             self._active = self._select(noise_pred, self.plans[self._index])
         return False
 
+    def _select(self, noise_pred: torch.Tensor, plan: StepPlan) -> torch.Tensor:
+        """The active tokens of the next step."""
+        if self._replayed is not None:
+            return self._replayed_set(plan, noise_pred)
+        if plan.repeats_active and self._active is not None:
+            return self._active
+        return self._chooser.choose(noise_pred, plan, self._given)
+
+    def _replayed_set(self, plan: StepPlan, noise_pred: torch.Tensor) -> torch.Tensor:
+        assert self._replayed is not None
+        active = self._replayed.steps[plan.index].active
+        assert active is not None
+        if active.shape[0] != noise_pred.shape[0]:
+            raise RASError(
+                f"the replayed trace has {active.shape[0]} images, and this run makes "
+                f"{noise_pred.shape[0]}; give as many prompts as the recorded run had"
+            )
+        return active.to(noise_pred.device, non_blocking=True)
+
     def close(self) -> None:
         """Free every tensor but the record's."""
         self._branches.clear()
-        self._rows_by_batch.clear()
-        self._active = self._drops = self._generator = None
+        self._fresh_by_batch.clear()
+        self._chooser.forget()
+        self._active = self._given = None
 
     def trace(self) -> Trace:
         """The record as a :class:`Trace`; reads the noise levels from their device."""
@@ -226,7 +262,8 @@ class Session:
         return Trace(
             transformer=self.shape.transformer,
             grid=grid,
-            num_text_tokens=self.shape.num_text_tokens,
+            num_text_tokens=self.shape.layout.num_text,
+            num_references=self.shape.layout.num_references,
             batch_size=self._images,
             dtype=str(self.shape.dtype).removeprefix("torch."),
             cache_bytes=self._cache_bytes,
@@ -250,88 +287,19 @@ class Session:
         noise_preds, samples = zip(*self._recorded, strict=True)
         return Recording(self.trace(), noise_preds, samples)
 
-    def _rows_for(self, batch: int) -> tuple[FreshRows, torch.Tensor]:
+    def _fresh_rows(self, batch: int, starts: torch.Tensor | None) -> FreshRows:
         """The active set repeated over the guidance branches of one batch."""
-        if batch not in self._rows_by_batch:
-            assert self._active is not None
-            active = self._active.repeat(batch // self._images, 1)
-            num_tokens = self.shape.grid.num_tokens
-            fresh = FreshRows(active, num_tokens, self._order, self._images)
-            self._rows_by_batch[batch] = fresh, flat_rows(active, num_tokens)
-        return self._rows_by_batch[batch]
-
-    def _select(self, noise_pred: torch.Tensor, plan: StepPlan) -> torch.Tensor:
-        """The active tokens of the next step."""
-        if self._replayed is not None:
-            return self._replayed_set(plan, noise_pred)
-        if plan.repeats_active and self._active is not None:
-            return self._active
-        if self._drops is None:
-            shape = noise_pred.shape[0], self.shape.grid.num_tokens
-            self._drops = torch.zeros(shape, device=noise_pred.device)
-        if self.config.public_code is None:
-            ranks = priority(
-                self._score(noise_pred),
-                self._drops,
-                self.config.kept_scores,
-                self.config.starvation_scale,
-            )
-            active = choose(ranks, plan.num_active)
-        else:
-            active = self._select_as_public_code(self.config.public_code, noise_pred, plan)
-        self._drops = count_drops(self._drops, active, self.config.starvation)
-        return active
-
-    def _select_as_public_code(
-        self, public: PublicCode, noise_pred: torch.Tensor, plan: StepPlan
-    ) -> torch.Tensor:
-        sigmas, steps = self.shape.sigmas, len(self.plans)
-        if sigmas is None or noise_pred.shape[0] != 1 or not isinstance(self.config.metric, str):
-            raise RASError(
-                f"the public code makes one image at a time with a scheduler that has sigmas; this "
-                f"run has {noise_pred.shape[0]} images; use RASConfig.paper instead"
-            )
-        assert self._drops is not None
-        start, _ = selective_window(self.config, steps)
-        tokens = self.shape.grid.num_tokens
-        dropped = public.count_dropped(plan.index, self.config.sample_ratio, start, steps, tokens)
-        return choose_as_public_code(
-            self._by_token(noise_pred),
-            (sigmas[plan.index] - sigmas[plan.index - 1]).to(noise_pred.device),
-            # Counts start at minus the number of noise levels, the last one included.
-            self._drops - (steps + 1),
-            public.split(dropped)[0],
-            plan.num_active,
-            METRIC_FUNCTIONS[self.config.metric],
-        )
-
-    def _replayed_set(self, plan: StepPlan, noise_pred: torch.Tensor) -> torch.Tensor:
-        assert self._replayed is not None
-        active = self._replayed.steps[plan.index].active
-        assert active is not None
-        if active.shape[0] != noise_pred.shape[0]:
-            raise RASError(
-                f"the replayed trace has {active.shape[0]} images, and this run makes "
-                f"{noise_pred.shape[0]}; give as many prompts as the recorded run had"
-            )
-        return active.to(noise_pred.device, non_blocking=True)
-
-    def _score(self, noise_pred: torch.Tensor) -> torch.Tensor:
-        expected = noise_pred.shape[0], self.shape.grid.num_tokens
-        metric = self.config.metric
-        if metric == "random":
-            if self._generator is None:
-                self._generator = torch.Generator(noise_pred.device).manual_seed(self.config.seed)
-            return torch.rand(expected, generator=self._generator, device=noise_pred.device)
-        function = metric if callable(metric) else METRIC_FUNCTIONS[metric]
-        score = function(self._by_token(noise_pred.float()))
-        if getattr(score, "shape", None) != expected:
-            got = tuple(getattr(score, "shape", ())) or type(score).__name__
-            raise RASError(
-                f"the metric {metric!r} returned {got}; expected one score per token, a tensor "
-                f"of shape {expected} (images, tokens)"
-            )
-        return score.float()
+        if starts is None and batch in self._fresh_by_batch:
+            return self._fresh_by_batch[batch]
+        assert self._active is not None
+        layout = self.shape.layout
+        active = self._active.repeat(batch // self._images, 1)
+        if layout.offset:
+            active = active + layout.offset
+        fresh = FreshRows(active, layout.num_image, self._order, self._images, starts)
+        if starts is None:
+            self._fresh_by_batch[batch] = fresh
+        return fresh
 
 
 def replayed_plans(trace: Trace, shape: RunShape) -> tuple[StepPlan, ...]:

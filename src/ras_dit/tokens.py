@@ -1,48 +1,78 @@
 """Image tokens: their grid, and rows of them gathered from and scattered into whole sequences.
 
 Shape letters: B images or model rows, N image tokens, A active tokens, P latent pixels per token,
-C channels, h and w the token grid.
+C channels, h and w the token grid, f its frames.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+
+# Where the image tokens stand in a sequence that also holds text; "text_around" is a place of
+# its own in every row, with text before and behind it.
+TokenOrder = Literal["image_first", "text_first", "text_around"]
 
 
 @dataclass(frozen=True)
 class TokenGrid:
-    """The image tokens of one picture, in rows from the top left.
+    """The image tokens of one picture or video, in rows from the top left, frame by frame.
 
     Attributes:
         height: Rows h of tokens.
         width: Columns w of tokens.
+        frames: Frames f of tokens, 1 for a picture.
     """
 
     height: int
     width: int
+    frames: int = 1
 
     @property
     def num_tokens(self) -> int:
         """Number of tokens N."""
-        return self.height * self.width
+        return self.height * self.width * self.frames
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``(h, w)`` for a picture, ``(f, h, w)`` for a video."""
+        picture = self.height, self.width
+        return picture if self.frames == 1 else (self.frames, *picture)
 
 
-def by_token(latents: torch.Tensor, patch_size: int) -> torch.Tensor:
+Patch = tuple[int, int, int]
+
+
+def by_token(
+    latents: torch.Tensor, patch: int | Patch, *, frames_first: bool = False
+) -> torch.Tensor:
     """Latent pixels sorted by the token that they belong to.
 
     Args:
-        latents: ``[B, C, H, W]``, with H and W multiples of ``patch_size``.
-        patch_size: Side p of a token's patch in latent pixels.
+        latents: ``[B, C, H, W]``, ``[B, C, F, H, W]``, ``[B, F, C, H, W]`` with
+            ``frames_first``, or packed by the pipeline, ``[B, N, C * P]``. Sizes are multiples
+            of the patch.
+        patch: A token's patch in latent pixels: a side, or frames, height and width.
+        frames_first: Whether frames stand before channels.
 
     Returns:
-        ``[B, N, p * p, C]``.
+        ``[B, N, P, C]``.
     """
-    batch, channels, height, width = latents.shape
-    h, w = height // patch_size, width // patch_size
-    patches = latents.reshape(batch, channels, h, patch_size, w, patch_size)
-    return patches.permute(0, 2, 4, 3, 5, 1).reshape(batch, h * w, patch_size**2, channels)
+    frames, height, width = (1, patch, patch) if isinstance(patch, int) else patch
+    batch = latents.shape[0]
+    if latents.ndim == 3:
+        return latents.view(*latents.shape[:2], -1, frames * height * width).transpose(2, 3)
+    if latents.ndim == 4:
+        latents = latents.unsqueeze(2)
+    elif frames_first:
+        latents = latents.transpose(1, 2)
+    channels = latents.shape[1]
+    f, h, w = (n // p for n, p in zip(latents.shape[2:], (frames, height, width), strict=True))
+    patches = latents.reshape(batch, channels, f, frames, h, height, w, width)
+    by_row = patches.permute(0, 2, 4, 6, 3, 5, 7, 1)
+    return by_row.reshape(batch, f * h * w, frames * height * width, channels)
 
 
 def flat_rows(active: torch.Tensor, num_tokens: int) -> torch.Tensor:
@@ -72,21 +102,6 @@ def gather_rows(tokens: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     batch, num_tokens = tokens.shape[:2]
     flat = tokens.reshape(batch * num_tokens, *tokens.shape[2:])
     return flat.index_select(0, rows).view(batch, -1, *tokens.shape[2:])
-
-
-def gather_table(table: torch.Tensor, dim: int, active: torch.Tensor) -> torch.Tensor:
-    """Each sample's rows of a table with one row per token, such as positions.
-
-    Args:
-        table: Tokens N along ``dim``; dimension 0 is B, or 1 where all samples share the table.
-        dim: At least 1.
-        active: ``[B, A]`` token indices.
-
-    Returns:
-        The same with A along ``dim`` and B along dimension 0, a copy.
-    """
-    index = active.view(-1, *(1,) * (dim - 1), active.shape[1], *(1,) * (table.ndim - dim - 1))
-    return table.expand(active.shape[0], *table.shape[1:]).take_along_dim(index, dim)
 
 
 def scatter_rows(tokens: torch.Tensor, rows: torch.Tensor, updates: torch.Tensor) -> None:

@@ -78,6 +78,7 @@ class Trace:
         dtype: Name of the transformer's dtype, for example ``"bfloat16"``.
         cache_bytes: Largest size of all caches during the run.
         steps: One record per step.
+        num_references: Image tokens of given pictures (editing), never active in a sparse step.
     """
 
     transformer: str
@@ -87,6 +88,7 @@ class Trace:
     dtype: str
     cache_bytes: int
     steps: tuple[StepTrace, ...]
+    num_references: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -99,22 +101,23 @@ class Trace:
         return sum(step.kind == "dense" for step in self.steps)
 
     def active_counts(self) -> torch.Tensor:
-        """In how many steps each token was active, int64 ``[B, h, w]``."""
+        """In how many steps each token was active, int64 ``[B, h, w]``, or ``[B, f, h, w]``."""
         counts = torch.zeros(self.batch_size, self.num_tokens, dtype=torch.int64)
         for step in self.steps:
             if step.active is None:
                 counts += 1
             else:
                 counts.scatter_add_(1, step.active, torch.ones_like(step.active))
-        return counts.view(self.batch_size, self.grid.height, self.grid.width)
+        return counts.view(self.batch_size, *self.grid.shape)
 
     def to_json(self) -> str:
         """The trace as JSON, with bit-packed active tokens."""
         data = {
             "version": TRACE_VERSION,
             "transformer": self.transformer,
-            "grid": [self.grid.height, self.grid.width],
+            "grid": [self.grid.height, self.grid.width, self.grid.frames],
             "num_text_tokens": self.num_text_tokens,
+            "num_references": self.num_references,
             "batch_size": self.batch_size,
             "dtype": self.dtype,
             "cache_bytes": self.cache_bytes,
@@ -142,6 +145,7 @@ class Trace:
                 transformer=str(data["transformer"]),
                 grid=grid,
                 num_text_tokens=int(data["num_text_tokens"]),
+                num_references=int(data.get("num_references", 0)),
                 batch_size=batch,
                 dtype=str(data["dtype"]),
                 cache_bytes=int(data["cache_bytes"]),

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-TokenOrder = Literal["image_first", "text_first"]
+import torch
+
+from ras_dit.adapters.layouts import TokenLayout, first_of, latent_layout, square_patch
+from ras_dit.tokens import Patch, TokenOrder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +60,23 @@ class TokenArgument:
     """A block argument with one row per token, which a sparse step has to gather.
 
     Attributes:
-        name: Parameter name in the block's ``forward``. It holds a tensor, ``None``, or a tuple.
-        dim: Dimension of the tensor along which the tokens lie. Dimension 0 is that of the model
-            batch, or 1 where all rows share one table.
+        name: Parameter name in the block's ``forward``. It holds a tensor, ``None``, or a tuple
+            or list of them.
+        dim: Dimension along which the tokens lie: the image tokens, or the whole sequence with
+            the text in the model's own order. Dimension 0 is that of the model batch, or 1 where
+            all rows share one table; with ``dim=0`` there is no batch dimension.
+        members: Which members of a tuple have token rows; all of them where not given.
+        ndim: Only a tensor with so many dimensions has token rows. For arguments that come in
+            two forms, one per token and one for all of them.
+        broadcast: With ``dim=0``: the model lines the table up with ``[B, tokens, ...]`` by plain
+            broadcasting.
     """
 
     name: str
     dim: int
+    members: tuple[int, ...] | None = None
+    ndim: int | None = None
+    broadcast: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,17 +90,29 @@ class TransformerDescription:
         attention: Paths, inside a block, of the attention modules whose keys and values span the
             image tokens. Paths that a block lacks, or has as ``None``, are passed over.
         token_order: Where the image tokens stand in the attended sequence.
-        output: Path of the module after which every row is one image token of the output.
+        output: Path of the module whose output has one row per image token, or per row of the
+            sequence.
         work: The arithmetic of a forward pass from the transformer's configuration.
         latents: Name of the transformer's argument that holds the latents.
         text: Name of the transformer's argument that holds the text tokens, ``[B, T, ...]``.
         hidden: Name of the blocks' argument that holds the image tokens.
-        token_arguments: Further block arguments with one row per image token.
+        token_arguments: Further block arguments with one row per token.
         fixed: Arguments of the transformer that cached keys depend on as a whole (tables of
             positions): a call in which their contents differ from those of the call that filled
             the caches runs dense.
         residuals: Arguments of the transformer that are lists of per-token residuals (ControlNet).
-        packed: Whether latents are ``[B, N, C * p * p]`` rather than ``[B, C, H, W]``.
+        layout: The tokens of a call, from its arguments and the transformer's configuration.
+        patch: Frames, height and width of a token's patch in the latents that the scheduler
+            sees, from the transformer's configuration.
+        frames_first: Whether those latents are ``[B, F, C, H, W]``.
+        starts: For the order ``"text_around"``: the first image token of each row of the model
+            batch, int64 ``[R]``, from the arguments of a call.
+        token_timestep: Name of an argument that may hold a timestep per image token, ``[R, N]``:
+            tokens with timestep 0 are given (the first frame of image-to-video), so they are
+            never chosen while there are others.
+        expand: Whether the rows behind the last block have to be as many as before the first one
+            again, because what follows treats them by their place.
+        attention_by_sample: Whether a processor makes one operation for each row of the batch.
     """
 
     transformer: str
@@ -103,4 +128,19 @@ class TransformerDescription:
     token_arguments: tuple[TokenArgument, ...] = ()
     fixed: tuple[str, ...] = ()
     residuals: tuple[str, ...] = ()
-    packed: bool = False
+    layout: Callable[[Mapping[str, Any], Mapping[str, Any]], TokenLayout] = latent_layout
+    patch: Callable[[Mapping[str, Any]], Patch] = square_patch
+    frames_first: bool = False
+    starts: Callable[[Mapping[str, Any]], torch.Tensor] | None = None
+    token_timestep: str | None = None
+    expand: bool = False
+    attention_by_sample: bool = False
+
+    def count_rows(self, arguments: Mapping[str, Any]) -> int:
+        """Rows of the model batch in a call of the transformer."""
+        latents = arguments[self.latents]
+        return len(latents) if isinstance(latents, list | tuple) else int(latents.shape[0])
+
+    def first_latents(self, arguments: Mapping[str, Any]) -> torch.Tensor:
+        """The latents of a call, those of its first image where they come as a list."""
+        return first_of(arguments[self.latents])

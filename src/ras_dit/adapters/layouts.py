@@ -1,0 +1,106 @@
+"""How many tokens of which sort a transformer's call has, read off its arguments.
+
+Shape letters: B rows of the model batch, N image tokens, T text tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ras_dit.errors import UnsupportedError
+from ras_dit.tokens import Patch, TokenGrid
+
+Arguments = Mapping[str, Any]
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """The tokens of one call.
+
+    Attributes:
+        grid: The tokens of the picture that is made, N of them.
+        num_text: Text tokens T.
+        num_references: Further image tokens, of pictures that are given (editing). They are never
+            active in a sparse step.
+        offset: How many of the references stand before the picture that is made.
+    """
+
+    grid: TokenGrid
+    num_text: int
+    num_references: int = 0
+    offset: int = 0
+
+    @property
+    def num_image(self) -> int:
+        """All image tokens, references included."""
+        return self.grid.num_tokens + self.num_references
+
+
+def square_patch(config: Config) -> Patch:
+    """A token is ``patch_size`` latent pixels high and wide."""
+    side = int(config["patch_size"])
+    return 1, side, side
+
+
+def video_patch(config: Config) -> Patch:
+    """A token's patch where ``patch_size`` names frames, height and width."""
+    frames, height, width = config["patch_size"]
+    return int(frames), int(height), int(width)
+
+
+def packed_patch(side: int) -> Callable[[Config], Patch]:
+    """The pipeline itself packs patches of ``side`` latent pixels into channels."""
+    return lambda _: (1, side, side)
+
+
+def latent_layout(arguments: Arguments, config: Config) -> TokenLayout:
+    """Latents ``[B, C, H, W]`` as ``hidden_states``, text as ``encoder_hidden_states``."""
+    _, height, width = square_patch(config)
+    latents = arguments["hidden_states"]
+    grid = TokenGrid(latents.shape[-2] // height, latents.shape[-1] // width)
+    return TokenLayout(grid, num_text_tokens(arguments))
+
+
+def num_text_tokens(arguments: Arguments, name: str = "encoder_hidden_states") -> int:
+    """Text tokens in an argument ``[B, T, ...]``, or in the first member of a list."""
+    text = arguments.get(name)
+    if isinstance(text, list | tuple):
+        text = text[0] if text else None
+    return 0 if text is None else int(text.shape[-2])
+
+
+def first_of(latents: Any) -> torch.Tensor:
+    """The latents, or the first of a list of them."""
+    first: torch.Tensor = latents[0] if isinstance(latents, list | tuple) else latents
+    return first
+
+
+def layout_from_ids(ids_name: str = "img_ids") -> Callable[[Arguments, Config], TokenLayout]:
+    """Packed latents whose positions ``[(B,) N, axes]`` say where each token stands.
+
+    The first axis tells pictures apart: what is not of the first token's picture is a
+    reference. The next two are row and column.
+    """
+
+    def layout(arguments: Arguments, _config: Config) -> TokenLayout:
+        ids = arguments[ids_name]
+        ids = ids[0] if ids.ndim == 3 else ids
+        places = ids[:, :3].round().to("cpu", torch.int64)
+        own = (places[:, 0] == places[0, 0]).long()
+        # The picture itself comes first and in one piece.
+        count = int(own.cumprod(0).sum())
+        height, width = (int(axis.max() - axis.min()) + 1 for axis in places[:count, 1:3].unbind(1))
+        grid = TokenGrid(height, width)
+        if grid.num_tokens != count:
+            raise UnsupportedError(
+                f"{ids_name} places {count} image tokens in {height} rows and {width} columns; "
+                "expected a full rectangle of tokens, which RAS needs to tell regions apart"
+            )
+        return TokenLayout(grid, num_text_tokens(arguments), ids.shape[0] - count)
+
+    return layout

@@ -1,0 +1,152 @@
+"""The active tokens of the next step: scores and drop counts over one run.
+
+The state that selection keeps from step to step; its formulas are in :mod:`ras_dit.selection`.
+Shape letters: B images, N image tokens, A active tokens, P latent pixels per token, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+from ras_dit.config import RASConfig
+from ras_dit.errors import RASError
+from ras_dit.public_code import PublicCode
+from ras_dit.schedule import StepPlan, selective_window
+from ras_dit.selection import (
+    METRIC_FUNCTIONS,
+    choose,
+    choose_as_public_code,
+    count_drops,
+    overdue_first,
+    priority,
+)
+
+
+class Chooser:
+    """Chooses active tokens, step after step.
+
+    Args:
+        config: The configuration.
+        by_token: Sorts the guided noise prediction by token, ``[B, N, P, C]``.
+        num_tokens: Image tokens N of one picture.
+        num_steps: Steps of the run.
+        sigmas: Noise levels of those steps and the last one, where there are any.
+    """
+
+    def __init__(
+        self,
+        config: RASConfig,
+        by_token: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        num_tokens: int,
+        num_steps: int,
+        sigmas: torch.Tensor | None,
+    ) -> None:
+        self._config = config
+        self._by_token = by_token
+        self._num_tokens = num_tokens
+        self._num_steps = num_steps
+        self._sigmas = sigmas
+        self._drops: torch.Tensor | None = None
+        self._in_a_row: torch.Tensor | None = None
+        self._generator: torch.Generator | None = None
+
+    def choose(
+        self, noise_pred: torch.Tensor, plan: StepPlan, given: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The active tokens of the planned step, sorted, int64 ``[B, A]``.
+
+        Args:
+            noise_pred: The guided noise prediction of the step before, as the scheduler gets it.
+            plan: The step.
+            given: Tokens that are no work because they are given, bool ``[rows, N]``; the images
+                are its first rows.
+
+        Raises:
+            RASError: If a metric of the caller's returns something else than scores, or the run
+                is none that the public code could make.
+        """
+        if self._drops is None:
+            shape = noise_pred.shape[0], self._num_tokens
+            self._drops = torch.zeros(shape, device=noise_pred.device)
+        if self._config.public_code is None:
+            active = choose(self._priorities(noise_pred, given), plan.num_active)
+        else:
+            active = self._as_public_code(self._config.public_code, noise_pred, plan)
+        self._drops = count_drops(self._drops, active, self._config.starvation)
+        if self._in_a_row is not None:
+            self._in_a_row = count_drops(self._in_a_row, active, "since_refresh")
+        return active
+
+    def refreshed(self) -> None:
+        """A dense step was made."""
+        if self._config.starvation == "since_refresh":
+            self._drops = None
+
+    def forget(self) -> None:
+        """Free every tensor."""
+        self._drops = self._in_a_row = self._generator = None
+
+    def _priorities(self, noise_pred: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:
+        """What ranks the tokens of each image, ``[B, N]``."""
+        score = self._score(noise_pred)
+        # Given frames in front are no part of what the scheduler gets.
+        missing = self._num_tokens - score.shape[1]
+        if missing:
+            score = F.pad(score, (missing, 0), value=1.0)
+        assert self._drops is not None
+        config = self._config
+        ranks = priority(score, self._drops, config.kept_scores, config.starvation_scale)
+        if config.longest_drop is not None:
+            if self._in_a_row is None:
+                self._in_a_row = torch.zeros_like(ranks)
+            ranks = overdue_first(ranks, self._in_a_row, config.longest_drop)
+        if missing:
+            ranks[:, :missing] = float("-inf")
+        if given is not None:
+            ranks.masked_fill_(given[: ranks.shape[0]], float("-inf"))
+        return ranks
+
+    def _score(self, noise_pred: torch.Tensor) -> torch.Tensor:
+        noise = self._by_token(noise_pred.float())
+        expected = tuple(noise.shape[:2])
+        metric = self._config.metric
+        if metric == "random":
+            if self._generator is None:
+                self._generator = torch.Generator(noise_pred.device).manual_seed(self._config.seed)
+            return torch.rand(expected, generator=self._generator, device=noise_pred.device)
+        function = metric if callable(metric) else METRIC_FUNCTIONS[metric]
+        score = function(noise)
+        if tuple(getattr(score, "shape", ())) != expected:
+            got = tuple(getattr(score, "shape", ())) or type(score).__name__
+            raise RASError(
+                f"the metric {metric!r} returned {got}; expected one score per token, a tensor "
+                f"of shape {expected} (images, tokens)"
+            )
+        return score.float()
+
+    def _as_public_code(
+        self, public: PublicCode, noise_pred: torch.Tensor, plan: StepPlan
+    ) -> torch.Tensor:
+        sigmas, steps = self._sigmas, self._num_steps
+        if sigmas is None or noise_pred.shape[0] != 1 or not isinstance(self._config.metric, str):
+            raise RASError(
+                f"the public code makes one image at a time with a scheduler that has sigmas; this "
+                f"run has {noise_pred.shape[0]} images; use RASConfig.paper instead"
+            )
+        assert self._drops is not None
+        start, _ = selective_window(self._config, steps)
+        tokens = self._num_tokens
+        dropped = public.count_dropped(plan.index, self._config.sample_ratio, start, steps, tokens)
+        return choose_as_public_code(
+            self._by_token(noise_pred),
+            (sigmas[plan.index] - sigmas[plan.index - 1]).to(noise_pred.device),
+            # Counts start at minus the number of noise levels, the last one included.
+            self._drops - (steps + 1),
+            public.split(dropped)[0],
+            plan.num_active,
+            METRIC_FUNCTIONS[self._config.metric],
+        )

@@ -1,0 +1,248 @@
+"""The hooks on one transformer: the only file that registers any.
+
+Before the transformer runs, its engine says what the call computes. Before the first block the
+active tokens are gathered; behind the last layer the rows are put back together.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from ras_dit.adapters import TokenArgument, TransformerDescription
+from ras_dit.attention import AttentionLayer
+from ras_dit.checks import checked_parameters, submodule
+from ras_dit.errors import UnsupportedError
+from ras_dit.session import TransformerCall
+from ras_dit.tables import gather_shared, gather_table
+
+# Gets the hooks and the arguments of a call by name; None where RAS has no part in the call.
+Begin = Callable[["TransformerHooks", Mapping[str, Any]], TransformerCall | None]
+
+
+class TransformerHooks:
+    """Everything that RAS puts on one transformer.
+
+    Args:
+        transformer: The transformer.
+        description: What it looks like.
+        begin: Asked at every call what it computes.
+        owner: The engine, so that it can be found from its transformer.
+
+    Raises:
+        UnsupportedError: If the transformer is not what the description says. Nothing is left
+            on it then.
+    """
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        description: TransformerDescription,
+        begin: Begin,
+        owner: object,
+    ) -> None:
+        self.transformer = transformer
+        self.description = description
+        self.owner = owner
+        self.model_config = cast("Mapping[str, Any]", transformer.config)
+        self._begin = begin
+        self._call: TransformerCall | None = None
+        self._gathered: dict[str, tuple[Any, Any]] = {}
+        self._layers: list[AttentionLayer] = []
+        self._handles: list[RemovableHandle] = []
+        self._output: tuple[nn.Module, RemovableHandle] | None = None
+        self._signature = inspect.signature(transformer.forward)
+        try:
+            self._attach()
+        except BaseException:
+            self.detach()
+            raise
+
+    def _attach(self) -> None:
+        description, transformer = self.description, self.transformer
+        keep = self._handles.append
+        keep(transformer.register_forward_pre_hook(self._before_transformer, with_kwargs=True))
+        keep(transformer.register_forward_hook(self._after_transformer, always_call=True))
+        blocks = [block for name in description.blocks for block in getattr(transformer, name)]
+        if not blocks:
+            raise UnsupportedError(
+                f"{type(transformer).__name__} has no block in {', '.join(description.blocks)}"
+            )
+        for block in blocks:
+            layers = []
+            for path in description.attention:
+                module = submodule(block, path)
+                if module is not None:
+                    layer = AttentionLayer(
+                        module,
+                        len(self._layers),
+                        self._current_call,
+                        by_sample=description.attention_by_sample,
+                    )
+                    self._layers.append(layer)
+                    layers.append(layer)
+            parameters = checked_parameters(block, description)
+            hook = functools.partial(self._before_block, layers, parameters)
+            keep(block.register_forward_pre_hook(hook, with_kwargs=True))
+        if description.expand:
+            keep(blocks[-1].register_forward_hook(self._after_last_block))
+        self.follow_replaced_modules()
+
+    def follow_replaced_modules(self) -> None:
+        """Processors and the output layer may be others now (IP-adapters, LoRA)."""
+        for layer in self._layers:
+            layer.refresh()
+        output = self.transformer.get_submodule(self.description.output)
+        if self._output is None or self._output[0] is not output:
+            if self._output is not None:
+                self._output[1].remove()
+            self._output = output, output.register_forward_hook(self._after_output)
+
+    def detach(self) -> None:
+        """Remove every hook and give every layer its own processor back."""
+        for handle in self._handles:
+            handle.remove()
+        if self._output is not None:
+            self._output[1].remove()
+            self._output = None
+        for layer in self._layers:
+            layer.restore()
+        self._handles.clear()
+        self._layers.clear()
+
+    def end_call(self) -> None:
+        """Forget the call under way."""
+        self._call = None
+        self._gathered.clear()
+
+    def settings(self) -> list[object]:
+        """What of the attention processors decides which operations there are."""
+        return [layer.settings() for layer in self._layers]
+
+    def _current_call(self) -> TransformerCall | None:
+        return self._call
+
+    def _before_transformer(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self.end_call()
+        arguments = self._signature.bind(*args, **kwargs).arguments
+        self._call = call = self._begin(self, arguments)
+        if call is None or call.fresh is None:
+            return None
+        present = [name for name in self.description.residuals if arguments.get(name) is not None]
+        if not present:
+            return None
+        for name in present:
+            arguments[name] = _each(arguments[name], call.fresh.take)
+        return (), arguments
+
+    def _after_transformer(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        self.end_call()
+
+    def _before_block(
+        self,
+        layers: list[AttentionLayer],
+        parameters: tuple[str, ...],
+        block: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        call = self._call
+        if call is None:
+            return None
+        for layer in layers:
+            layer.begin()
+        arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
+        name = self.description.hidden
+        if not call.entered:
+            call.entered = True
+            call.length = arguments[name].shape[1]
+            if call.length < call.num_image:
+                raise UnsupportedError(
+                    f"{type(block).__name__} got {call.length} tokens, and the latents have "
+                    f"{call.num_image}; the description of {self.description.transformer} "
+                    "does not fit this pipeline"
+                )
+            if call.fresh is not None:
+                arguments[name] = call.fresh.take(arguments[name])
+        if call.fresh is None:
+            return None
+        for argument in self.description.token_arguments:
+            if arguments.get(argument.name) is not None:
+                arguments[argument.name] = self._gather_once(argument, arguments[argument.name])
+        # Whatever came by position goes back by position.
+        return tuple(arguments.pop(parameter) for parameter in parameters[: len(args)]), arguments
+
+    def _gather_once(self, argument: TokenArgument, value: Any) -> Any:
+        """The fresh rows of what all blocks of one call are given."""
+        known = self._gathered.get(argument.name)
+        if known is None or known[0] is not value:
+            known = value, self._gather(argument, value)
+            self._gathered[argument.name] = known
+        return known[1]
+
+    def _gather(self, argument: TokenArgument, value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            members = argument.members or range(len(value))
+            rows = [
+                self._gather(argument, item) if place in members else item
+                for place, item in enumerate(value)
+            ]
+            return type(value)(rows)
+        if value is None or (argument.ndim is not None and value.ndim != argument.ndim):
+            return value
+        assert self._call is not None
+        fresh = self._call.fresh
+        assert fresh is not None
+        length = value.shape[argument.dim] if value.ndim > argument.dim else 0
+        if length < fresh.num_tokens:
+            raise UnsupportedError(
+                f"{argument.name} of {self.description.transformer}'s blocks is {list(value.shape)}"
+                f"; the description says that dimension {argument.dim} holds the "
+                f"{fresh.num_tokens} image tokens"
+            )
+        positions = fresh.positions(length)
+        if argument.dim == 0:
+            return gather_shared(value, positions, broadcast=argument.broadcast)
+        return gather_table(value, argument.dim, positions)
+
+    def _after_last_block(
+        self, _module: nn.Module, _args: Any, output: torch.Tensor
+    ) -> torch.Tensor | None:
+        """As many rows as before the first block; those of inactive tokens count for nothing."""
+        call = self._call
+        if call is None or call.fresh is None:
+            return None
+        whole = output.new_zeros(output.shape[0], call.length, *output.shape[2:])
+        whole.view(-1, *output.shape[2:]).index_copy_(
+            0, call.fresh.rows(call.length), output.flatten(0, 1)
+        )
+        return whole
+
+    def _after_output(
+        self, _module: nn.Module, _args: Any, output: torch.Tensor
+    ) -> torch.Tensor | None:
+        call = self._call
+        if call is None:
+            return None
+        if call.fresh is not None:
+            return call.cache.merge_output(output, call.fresh)
+        if call.fills_caches:
+            call.cache.keep_output(output)
+        return None
+
+
+def _each(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same list, tuple or mapping of tensors with each of them changed."""
+    if isinstance(value, Mapping):
+        return {key: _each(item, change) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_each(item, change) for item in value]
+    return change(value)
