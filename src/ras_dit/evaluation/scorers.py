@@ -7,8 +7,8 @@ A scorer looks at the pictures of one row (one configuration) in three steps, wi
    the mean and covariance of a Frechet distance, that are stored beside them);
 3. the report puts the statistics of all rows in one table and compares rows by their columns.
 
-To add one: write a factory ``(settings) -> Scorer`` and name it in :data:`SCORERS`, or, from another
-package, as an entry point in the group ``ras_dit.scorers``. The factory must be quick and may raise
+To add one: write a factory ``(settings) -> Scorer`` and name it in :data:`SCORERS`, or, from
+another package, as an entry point in the group ``ras_dit.scorers``. The factory may raise
 :class:`ScorerUnavailable`, which the report repeats while the other scorers run on.
 """
 
@@ -29,7 +29,15 @@ from ras_dit.errors import RASError
 Better = Literal["higher", "lower"]
 
 # Factories by name, imported when they are asked for.
-SCORERS: Mapping[str, str] = {}
+SCORERS: Mapping[str, str] = {
+    "psnr": "ras_dit.evaluation.pixels:psnr",
+    "ssim": "ras_dit.evaluation.pixels:ssim",
+    "lpips": "ras_dit.evaluation.pixels:lpips",
+    "fid": "ras_dit.evaluation.inception:InceptionScorer",
+    "clip": "ras_dit.evaluation.clip:clip_score",
+    "pickscore": "ras_dit.evaluation.clip:pick_score",
+    "geneval": "ras_dit.evaluation.geneval:GenEvalScorer",
+}
 _GROUP = "ras_dit.scorers"
 
 
@@ -47,9 +55,11 @@ class Picture:
         group: Number of the prompt: pictures of one prompt are resampled together.
         seed: Seed of its noise.
         path: The PNG file, RGB; read it with :func:`ras_dit.evaluation.images.read_picture`.
+        sha256: Of the file, as it was made.
         metadata: What the prompt file says of the prompt beside its text (GenEval's rules, ...).
-        partner: The reference row's picture of the same prompt and seed; ``None`` in the
-            reference row itself, or where that picture does not exist yet.
+        partner: The reference row's picture of the same prompt and seed; ``None`` for scorers
+            that need none.
+        partner_sha256: Of that file.
     """
 
     index: int
@@ -57,8 +67,10 @@ class Picture:
     group: int
     seed: int
     path: Path
+    sha256: str
     metadata: Mapping[str, Any] = field(default_factory=dict)
     partner: Path | None = None
+    partner_sha256: str = ""
 
 
 @dataclass(frozen=True)

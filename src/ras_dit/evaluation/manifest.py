@@ -1,0 +1,379 @@
+"""The manifest: everything that decides the pictures of an evaluation, fixed before the first.
+
+It fixes the work units too (which pictures are made in one batch, on how many threads), so that
+neither the number of workers nor the machine that does a unit changes a byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ras_dit.config import RASConfig
+from ras_dit.cost import plan_cost
+from ras_dit.embedded import MODEL_DIR
+from ras_dit.errors import RASError
+from ras_dit.evaluation.files import dump, read_json, write_json
+from ras_dit.evaluation.prompts import Prompt, read_prompts
+from ras_dit.evaluation.rows import Row, add_controls, add_reference, read_controls, read_rows
+from ras_dit.loading import call_defaults, locate
+from ras_dit.outline import read_outline
+from ras_dit.schedule import plan_steps
+
+MANIFEST = "manifest.json"
+SETTINGS = "settings.json"
+FORMAT = 1
+_PACKAGES = ("ras-dit", "torch", "diffusers", "transformers")
+_WHOLE = 64 * 2**20
+_KEYS = (
+    *("title", "model", "dtype", "device", "size", "guidance_scale", "max_sequence_length"),
+    *("prompts", "seed", "batch", "threads", "rows", "grid", "reference_steps", "controls"),
+    *("scores", "time"),
+)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture to be made in every row.
+
+    Attributes:
+        group: Number of its prompt.
+        seed: Seed of its noise.
+    """
+
+    group: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """See the module.
+
+    Attributes:
+        model: Folder or hub id; ``None`` is the embedded model.
+        model_digest: Fingerprint of the model's files; empty for a hub id.
+        dtype: As for ``load_pipeline``.
+        device: As for ``load_pipeline``.
+        width: In pixels; ``None`` is the model's own.
+        height: In pixels; ``None`` is the model's own.
+        guidance_scale: ``None`` is the model's own.
+        max_sequence_length: ``None`` is the model's own.
+        batch: Pictures in one call of the pipeline.
+        threads: Threads of every worker.
+        prompts: The prompts.
+        shots: The pictures, in order.
+        rows: The configurations.
+        versions: Of what the pictures depend on.
+    """
+
+    model: str | None
+    model_digest: str
+    dtype: str
+    device: str
+    width: int | None
+    height: int | None
+    guidance_scale: float | None
+    max_sequence_length: int | None
+    batch: int
+    threads: int
+    prompts: tuple[Prompt, ...]
+    shots: tuple[Shot, ...]
+    rows: tuple[Row, ...]
+    versions: Mapping[str, str]
+
+    @property
+    def reference(self) -> Row:
+        """The row that the others are compared with picture by picture."""
+        return next(row for row in self.rows if row.role == "reference")
+
+    def row(self, name: str) -> Row:
+        """A row by name."""
+        return next(row for row in self.rows if row.name == name)
+
+    def units(self, row: Row) -> tuple[range, ...]:
+        """The work units of a row: the pictures that are made in one batch each."""
+        total = min(len(self.shots), row.images or len(self.shots))
+        return tuple(
+            range(start, min(start + self.batch, total)) for start in range(0, total, self.batch)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON."""
+        return asdict(self) | {"format": FORMAT, "rows": [row.to_dict() for row in self.rows]}
+
+    def digest(self) -> str:
+        """Fingerprint of all of it."""
+        return hashlib.sha256(dump(self.to_dict())).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What may change between runs, because no picture depends on it.
+
+    Attributes:
+        title: Heading of the report.
+        scores: Settings of each scorer that is to run.
+        time: Settings of ``evaluate time``.
+        place: Folder that relative paths in ``scores`` start from.
+    """
+
+    title: str
+    scores: Mapping[str, Mapping[str, Any]]
+    time: Mapping[str, Any]
+    place: str
+
+
+def read_evaluation(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The content of an evaluation's YAML file.
+
+    Args:
+        path: The file.
+        overrides: Fields that replace those of the file.
+
+    Raises:
+        RASError: If it cannot be read or has an unknown field.
+    """
+    try:
+        data = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RASError(f"cannot read the evaluation {str(path)!r}: {error}") from error
+    except yaml.YAMLError as error:
+        raise RASError(
+            f"{str(path)!r} is not valid YAML: {' '.join(str(error).split())}"
+        ) from error
+    if not isinstance(data, dict):
+        raise RASError(f"{str(path)!r} holds a {type(data).__name__}; expected a mapping")
+    unknown = sorted(str(key) for key in data if key not in _KEYS)
+    if unknown:
+        raise RASError(
+            f"{str(path)!r} has the unknown field {', '.join(unknown)}; expected {', '.join(_KEYS)}"
+        )
+    return data | {key: value for key, value in (overrides or {}).items() if value is not None}
+
+
+def plan_evaluation(data: Mapping[str, Any], place: Path) -> tuple[Manifest, Settings]:
+    """Resolve the content of a YAML file: read prompts, expand rows, add controls.
+
+    Args:
+        data: From :func:`read_evaluation`.
+        place: Folder that relative paths start from.
+
+    Raises:
+        RASError: If anything in it is wrong.
+    """
+    model = data.get("model")
+    if model is not None and (place / str(model)).is_dir():
+        model = str((place / str(model)).resolve())
+    defaults = call_defaults(model)
+    rows_of_text = _number(data, "max_sequence_length") or defaults.max_sequence_length
+    width, height = _size(data.get("size"))
+    guidance = data.get("guidance_scale")
+    outline = read_outline(model, max_sequence_length=rows_of_text)
+    grid = outline.grid(width, height)
+
+    def cost(config: RASConfig | None, steps: int) -> float:
+        evaluations = outline.num_evaluations(steps)
+        if config is None:
+            return float(evaluations)
+        plans = plan_steps(config, evaluations, grid.num_tokens)
+        spent = plan_cost(
+            outline.work,
+            plans,
+            batch=1,
+            num_tokens=grid.num_tokens,
+            num_text_tokens=outline.num_text_tokens,
+        )
+        return evaluations / spent.limit
+
+    rows = read_rows(data.get("rows"), data.get("grid"), cost)
+    rows = add_reference(rows, _number(data, "reference_steps"), cost)
+    rows = add_controls(rows, read_controls(data.get("controls")), cost)
+    seed = data.get("seed", 0)
+    if type(seed) is not int or not 0 <= seed < 2**62:
+        raise RASError(f"seed={seed!r}; expected an integer between 0 and 2**62")
+    prompts, shots = _shots(data.get("prompts"), seed, place)
+    manifest = Manifest(
+        model=None if model is None else str(model),
+        model_digest=_fingerprint(model),
+        dtype=str(data.get("dtype", "auto")),
+        device=str(data.get("device", "auto")),
+        width=width,
+        height=height,
+        guidance_scale=defaults.guidance_scale if guidance is None else float(guidance),
+        max_sequence_length=rows_of_text,
+        batch=_number(data, "batch") or 1,
+        threads=_number(data, "threads") or 1,
+        prompts=prompts,
+        shots=shots,
+        rows=rows,
+        versions={name: version(name) for name in _PACKAGES} | {"machine": platform.machine()},
+    )
+    return manifest, _settings(data, place)
+
+
+def store(folder: Path, manifest: Manifest, settings: Settings) -> None:
+    """Begin an evaluation in a folder, or check that it is the one begun there.
+
+    Raises:
+        RASError: If another evaluation was begun in the folder, or with other versions.
+    """
+    path = folder / MANIFEST
+    if path.exists():
+        _check_same(read_json(path), manifest, folder)
+    else:
+        foreign = [item.name for item in folder.iterdir() if item.name != ".lock"]
+        if foreign:
+            raise RASError(
+                f"{str(folder)!r} holds {foreign[0]!r} and no evaluation; give a new folder"
+            )
+        write_json(path, manifest.to_dict())
+    write_json(folder / SETTINGS, asdict(settings))
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """The manifest of a folder.
+
+    Raises:
+        RASError: If the folder holds no evaluation, or a damaged one.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        raise RASError(
+            f"{str(folder)!r} holds no evaluation; begin one with `ras-dit evaluate generate`"
+        )
+    data = read_json(path)
+    if data.pop("format", None) != FORMAT:
+        raise RASError(f"{str(path)!r} is not a file of this release (format {FORMAT})")
+    try:
+        return Manifest(
+            **{
+                **data,
+                "prompts": tuple(Prompt(**prompt) for prompt in data["prompts"]),
+                "shots": tuple(Shot(**shot) for shot in data["shots"]),
+                "rows": tuple(Row.from_dict(row) for row in data["rows"]),
+            }
+        )
+    except (KeyError, TypeError) as error:
+        raise RASError(f"{str(path)!r} is damaged: {error!r}; begin in a new folder") from error
+
+
+def load_settings(folder: Path) -> Settings:
+    """The settings of a folder.
+
+    Raises:
+        RASError: If they are missing or damaged.
+    """
+    try:
+        return Settings(**read_json(folder / SETTINGS))
+    except TypeError as error:
+        raise RASError(f"{str(folder / SETTINGS)!r} is damaged: {error}") from error
+
+
+def _settings(data: Mapping[str, Any], place: Path) -> Settings:
+    scores = data.get("scores", ["psnr"])
+    if isinstance(scores, list):
+        scores = dict.fromkeys(map(str, scores))
+    time = data.get("time") or {}
+    if not isinstance(scores, dict) or not isinstance(time, dict):
+        raise RASError("scores is a list of scorers or a mapping of their settings, time a mapping")
+    for name, settings in scores.items():
+        if settings is not None and not isinstance(settings, dict):
+            raise RASError(f"scores.{name} is {settings!r}; expected a mapping of its settings")
+    return Settings(
+        title=str(data.get("title", "Quality against cost")),
+        scores={str(name): settings or {} for name, settings in scores.items()},
+        time=time,
+        place=str(place.resolve()),
+    )
+
+
+def _check_same(stored: Mapping[str, Any], manifest: Manifest, folder: Path) -> None:
+    fresh = manifest.to_dict()
+    # As JSON knows no tuples.
+    if dump(stored) == dump(fresh):
+        return
+    changed = [key for key in fresh if dump({"": stored.get(key)}) != dump({"": fresh[key]})]
+    detail = ""
+    if changed == ["versions"]:
+        detail = f" ({stored.get('versions')} then, {dict(manifest.versions)} now)"
+    raise RASError(
+        f"{str(folder)!r} holds an evaluation with other {', '.join(changed)}{detail}; go on with "
+        "what it was begun with, or give a new folder"
+    )
+
+
+def _shots(data: object, seed: int, place: Path) -> tuple[tuple[Prompt, ...], tuple[Shot, ...]]:
+    if not isinstance(data, dict):
+        raise RASError(f"prompts is {data!r}; expected a mapping with source, file, count, ...")
+    known = ("source", "file", "count", "field", "per_prompt", "from", "seed")
+    unknown = sorted(set(data) - set(known))
+    if unknown:
+        raise RASError(f"prompts has {', '.join(unknown)}; expected {', '.join(known)}")
+    file = data.get("file")
+    try:
+        prompts = read_prompts(
+            str(data.get("source")),
+            None if file is None else place / Path(str(file)).expanduser(),
+            count=data.get("count"),
+            field_name=data.get("field"),
+            seed=int(data.get("seed", 0)),
+        )
+    except RASError as error:
+        hint = f" (where to get it: {data['from']})" if data.get("from") else ""
+        raise RASError(f"{error}{hint}") from error
+    each = _number(data, "per_prompt") or 1
+    shots = []
+    for group, prompt in enumerate(prompts):
+        for number in range(each):
+            first = seed + group * each if prompt.seed is None else prompt.seed
+            shots.append(Shot(group, first + number))
+    return prompts, tuple(shots)
+
+
+def _number(data: Mapping[str, Any], name: str) -> int | None:
+    value = data.get(name)
+    if value is not None and (type(value) is not int or value < 1):
+        raise RASError(f"{name}={value!r}; expected an integer of at least 1")
+    return value
+
+
+def _size(text: object) -> tuple[int | None, int | None]:
+    if text is None:
+        return None, None
+    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", str(text))
+    if match is None:
+        raise RASError(f"size={text!r}; expected width and height as in 256x256")
+    return int(match[1]), int(match[2])
+
+
+def _fingerprint(model: object) -> str:
+    """Of a folder: names, sizes and content, of large files their two ends."""
+    folder = MODEL_DIR if model is None else Path(locate(str(model)))
+    if not folder.is_dir():
+        return ""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file():
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_WHOLE))
+            if size > 2 * _WHOLE:
+                file.seek(-_WHOLE, 2)
+            digest.update(file.read(_WHOLE))
+    return digest.hexdigest()
+
+
+def pictures_of(manifest: Manifest, indices: Sequence[int]) -> tuple[list[str], list[int]]:
+    """Prompts and seeds of some pictures."""
+    shots = [manifest.shots[index] for index in indices]
+    return [manifest.prompts[shot.group].text for shot in shots], [shot.seed for shot in shots]
