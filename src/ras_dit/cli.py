@@ -30,6 +30,7 @@ from ras_dit.animation import save_animation
 from ras_dit.config import RASConfig, presets
 from ras_dit.console import fail, one_line_warnings, progress, quiet_libraries
 from ras_dit.errors import RASError
+from ras_dit.evaluation.commands import app as evaluate_app
 from ras_dit.generate import Comparison, Generated, Job, check_size, compare, generate, seeds_for
 from ras_dit.loading import call_defaults, choose_dtype, load_pipeline
 from ras_dit.options import DEFAULT_PRESET
@@ -52,6 +53,7 @@ app = typer.Typer(
     help="Faster diffusion transformers by region-adaptive sampling.",
 )
 app.add_typer(study_app, name="study")
+app.add_typer(evaluate_app, name="evaluate")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -80,6 +81,18 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise RASError(f"{str(path)!r} holds a {type(data).__name__}; expected a mapping")
     return data
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, or of the names and content of a folder's files."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for part in sorted(path.iterdir()):
+        if part.is_file():
+            digest.update(f"{part.name}\0{checksum(part)}\0".encode())
+    return digest.hexdigest()
 
 
 def sweep(folder: Path) -> None:

@@ -174,7 +174,7 @@ def plan_evaluation(data: Mapping[str, Any], place: Path) -> tuple[Manifest, Set
         model = str((place / str(model)).resolve())
     defaults = call_defaults(model)
     rows_of_text = _number(data, "max_sequence_length") or defaults.max_sequence_length
-    width, height = _size(data.get("size"))
+    width, height = parse_size(data.get("size"))
     guidance = data.get("guidance_scale")
     outline = read_outline(model, max_sequence_length=rows_of_text)
     grid = outline.grid(width, height)
@@ -216,7 +216,7 @@ def plan_evaluation(data: Mapping[str, Any], place: Path) -> tuple[Manifest, Set
         rows=rows,
         versions={name: version(name) for name in _PACKAGES} | {"machine": platform.machine()},
     )
-    return manifest, _settings(data, place)
+    return manifest, read_settings(data, place)
 
 
 def store(folder: Path, manifest: Manifest, settings: Settings) -> None:
@@ -277,7 +277,12 @@ def load_settings(folder: Path) -> Settings:
         raise RASError(f"{str(folder / SETTINGS)!r} is damaged: {error}") from error
 
 
-def _settings(data: Mapping[str, Any], place: Path) -> Settings:
+def read_settings(data: Mapping[str, Any], place: Path) -> Settings:
+    """What may change between runs, from the content of a YAML file.
+
+    Raises:
+        RASError: If scores or time is not what it should be.
+    """
     scores = data.get("scores", ["psnr"])
     if isinstance(scores, list):
         scores = dict.fromkeys(map(str, scores))
@@ -345,7 +350,12 @@ def _number(data: Mapping[str, Any], name: str) -> int | None:
     return value
 
 
-def _size(text: object) -> tuple[int | None, int | None]:
+def parse_size(text: object) -> tuple[int | None, int | None]:
+    """Width and height of a text such as ``"256x256"``; ``None`` of ``None``.
+
+    Raises:
+        RASError: If it is no size.
+    """
     if text is None:
         return None, None
     match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", str(text))

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ras_dit.errors import RASError
+from ras_dit.evaluation.files import checksum
 from ras_dit.evaluation.images import read_batch
 from ras_dit.evaluation.scorers import Better, Measured, Picture, ScorerUnavailable, Summary
 from ras_dit.evaluation.statistics import mean_statistic
@@ -146,7 +147,7 @@ def lpips(settings: Mapping[str, Any]) -> PairScorer:
         values: torch.Tensor = measure(*pair)
         return values.reshape(-1)
 
-    facts = {"net": net, "weights": place.stat().st_size, "torchmetrics": version("torchmetrics")}
+    facts = {"net": net, "weights": checksum(place), "torchmetrics": version("torchmetrics")}
     return PairScorer("lpips", f"LPIPS ({net})", compare, "lower", facts)
 
 

@@ -8,8 +8,10 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from ras_dit.errors import RASError, UnsupportedError
 
@@ -167,37 +169,55 @@ def _configured(kind: Any, options: Mapping[str, Any], name: str) -> Any:
         raise RASError(f"the options {dict(options)} do not fit {name}: {error}") from error
 
 
-class Flops:
-    """FLOPs of all calls of one module, counted as they run."""
+class Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts FLOPs as ``torch.utils.flop_counter`` does, of whatever runs under it.
+
+    Its own mode walks the tree of modules, which has circles once cache-dit is on.
+    """
 
     def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
-        self._mode: FlopCounterMode | None = None
 
-    def start(self, *_: object) -> None:
-        """In front of a call."""
-        self._mode = FlopCounterMode(display=False)
-        self._mode.__enter__()  # type: ignore[no-untyped-call]
-
-    def stop(self, *_: object) -> None:
-        """After a call, also one that failed."""
-        if self._mode is not None:
-            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-            self.total += self._mode.get_total_flops()
-            self._mode = None
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        out = func(*args, **given)
+        packet = func._overloadpacket  # noqa: SLF001  (as flop_counter does)
+        if packet in flop_registry:
+            self.total += flop_registry[packet](*args, **given, out_val=out)
+        elif packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:  # noqa: SLF001
+            # The one attention that the registry lacks.
+            query, key, value = (tensor.shape for tensor in args[:3])
+            self.total += sdpa_flop_count(query, key, value)  # type: ignore[no-untyped-call]
+        return out
 
 
 @contextlib.contextmanager
 def counted_flops(module: nn.Module) -> Iterator[Flops]:
-    """Count the FLOPs of a module's calls, as ``torch.utils.flop_counter`` does."""
+    """Count the FLOPs of a module's calls."""
     flops = Flops()
+    running: list[Flops] = []
+
+    def start(*_: object) -> None:
+        running.append(flops.__enter__())  # type: ignore[no-untyped-call]
+
+    def stop(*_: object) -> None:
+        if running:
+            running.pop().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
     hooks = [
-        module.register_forward_pre_hook(flops.start, prepend=True),
-        module.register_forward_hook(flops.stop, always_call=True),
+        module.register_forward_pre_hook(start, prepend=True),
+        module.register_forward_hook(stop, always_call=True),
     ]
     try:
         yield flops
     finally:
         for hook in hooks:
             hook.remove()
-        flops.stop()
+        stop()

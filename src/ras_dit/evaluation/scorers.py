@@ -67,7 +67,7 @@ class Picture:
     group: int
     seed: int
     path: Path
-    sha256: str
+    sha256: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     partner: Path | None = None
     partner_sha256: str = ""

@@ -1,0 +1,217 @@
+"""Does a row beat its control at equal time? Which rows are on the frontier?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from ras_dit.evaluation.rows import CONTROLS, Role, Row
+from ras_dit.evaluation.scorers import Statistic
+from ras_dit.evaluation.statistics import bootstrap_means, interval
+
+Word = Literal["beats", "ties", "loses"]
+# A control whose time is further off than this is none of equal time.
+EQUAL = 1.25
+_Z = 1.96
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowResult:
+    """All that is known of a row.
+
+    Attributes:
+        row: The row.
+        pictures: Pictures that are there.
+        wanted: Pictures that it should have.
+        cost: Mean cost of a picture in dense steps, as run; ``None`` where nothing was run.
+        seconds: Seconds per picture of the whole call, per round.
+        loop_seconds: Those of the denoising loop.
+        peak_bytes: Peak memory.
+        tera_flops: TFLOPs of the transformer per picture.
+        statistics: What the scorers say.
+        columns: Per-picture numbers by column, by number of the picture.
+        groups: Prompt of each picture.
+        refused: Why there is nothing, where the row could not be had.
+    """
+
+    row: Row
+    pictures: int = 0
+    wanted: int = 0
+    cost: float | None = None
+    seconds: tuple[float, ...] = ()
+    loop_seconds: tuple[float, ...] = ()
+    peak_bytes: int | None = None
+    tera_flops: float | None = None
+    statistics: tuple[Statistic, ...] = ()
+    columns: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    groups: Mapping[int, int] = field(default_factory=dict)
+    refused: str = ""
+
+    @property
+    def median_seconds(self) -> float | None:
+        """Median seconds per picture."""
+        return float(np.median(self.seconds)) if self.seconds else None
+
+    def statistic(self, name: str) -> Statistic | None:
+        """A statistic by name."""
+        return next((found for found in self.statistics if found.name == name), None)
+
+
+@dataclass(frozen=True)
+class Duel:
+    """A row against the control that is nearest in time.
+
+    Attributes:
+        kind: What the control is.
+        control: Its name.
+        time_ratio: The control's time over the row's.
+        words: Verdict by name of the statistic: the 95 % interval of the difference excludes 0,
+            or it does not.
+        is_reference: Whether the control is the reference itself.
+    """
+
+    kind: Role
+    control: str
+    time_ratio: float
+    words: Mapping[str, Word]
+    is_reference: bool = False
+
+    @property
+    def equal_time(self) -> bool:
+        """Whether the control takes about as long."""
+        return 1 / EQUAL <= self.time_ratio <= EQUAL
+
+    @property
+    def verdict(self) -> str:
+        """One word over all statistics."""
+        words = set(self.words.values())
+        if not self.equal_time:
+            # Better although faster, or worse although slower, needs no equal time.
+            if words == {"loses"} and self.time_ratio < 1:
+                return "loses"
+            if words == {"beats"} and self.time_ratio > 1:
+                return "beats"
+            return "no control of equal time"
+        if not words and self.is_reference:
+            return "no faster than the reference"
+        if {"beats", "loses"} <= words:
+            return "mixed"
+        for word in ("beats", "loses", "ties"):
+            if word in words:
+                return word
+        return "not scored"
+
+
+def time_of(result: RowResult, *, measured: bool) -> float | None:
+    """What a row's time is compared by: measured seconds, or cost in dense steps."""
+    return result.median_seconds if measured else result.cost
+
+
+def all_timed(results: Sequence[RowResult]) -> bool:
+    """Whether seconds can be compared: every row that could be had was timed."""
+    return all(result.seconds for result in results if not result.refused and result.pictures)
+
+
+def duels(result: RowResult, results: Sequence[RowResult]) -> tuple[Duel, ...]:
+    """A row against each kind of control that there is.
+
+    Args:
+        result: The row.
+        results: All rows.
+    """
+    measured = all_timed(results)
+    own = time_of(result, measured=measured)
+    if own is None or result.refused:
+        return ()
+    found = []
+    for kind in CONTROLS:
+        rivals = [
+            (time_of(other, measured=measured), other)
+            for other in results
+            if other is not result and _is_control(other.row, result.row, kind)
+        ]
+        timed = [(time, other) for time, other in rivals if time is not None and other.pictures]
+        if not timed:
+            continue
+        time, nearest = min(timed, key=lambda pair: abs(np.log(pair[0] / own)))
+        words = {
+            statistic.name: word
+            for statistic in result.statistics
+            if (word := _word(statistic, result, nearest)) is not None
+        }
+        is_reference = nearest.row.role == "reference"
+        found.append(Duel(kind, nearest.row.name, time / own, words, is_reference))
+    return tuple(found)
+
+
+def frontier(results: Sequence[RowResult], statistic: str) -> set[str]:
+    """Names of the rows than which no other is both faster and better (or equal in one)."""
+    measured = all_timed(results)
+    points = []
+    for result in results:
+        found, time = result.statistic(statistic), time_of(result, measured=measured)
+        if found is not None and time is not None:
+            quality = found.value if found.better == "higher" else -found.value
+            points.append((time, quality, result.row.name))
+    return {
+        name
+        for time, quality, name in points
+        if not any(
+            other_time <= time
+            and other_quality >= quality
+            and (other_time, other_quality) != (time, quality)
+            for other_time, other_quality, _ in points
+        )
+    }
+
+
+def statistic_names(results: Sequence[RowResult]) -> tuple[str, ...]:
+    """Names of all statistics, in the order of their first appearance."""
+    return tuple(dict.fromkeys(s.name for result in results for s in result.statistics))
+
+
+def _is_control(other: Row, row: Row, kind: Role) -> bool:
+    if kind == "fewer steps":
+        return other.is_dense and other.scheduler is None
+    if kind == "second order":
+        return other.is_dense and other.scheduler is not None
+    if row.config is None or other.config is None or row.config["metric"] == "random":
+        return False
+    left_out = ("metric", "keep", "seed")
+    same = all(
+        other.config.get(key) == value for key, value in row.config.items() if key not in left_out
+    )
+    return (
+        same
+        and other.config["metric"] == "random"
+        and (other.steps, other.scheduler) == (row.steps, row.scheduler)
+    )
+
+
+def _word(statistic: Statistic, result: RowResult, other: RowResult) -> Word | None:
+    theirs = other.statistic(statistic.name)
+    if theirs is None:
+        return None
+    low, high = _difference(statistic, theirs, result, other)
+    if statistic.better == "lower":
+        low, high = -high, -low
+    return "beats" if low > 0 else "loses" if high < 0 else "ties"
+
+
+def _difference(
+    own: Statistic, theirs: Statistic, result: RowResult, other: RowResult
+) -> tuple[float, float]:
+    """95 % interval of own minus theirs: picture by picture where that can be."""
+    if own.column is not None:
+        ours, others = (r.columns.get(own.column, {}) for r in (result, other))
+        shared = [index for index in ours if index in others]
+        if shared:
+            values = np.array([ours[index] - others[index] for index in shared])
+            groups = [result.groups[index] for index in shared]
+            return interval(bootstrap_means(values, groups))
+    spread = _Z * float(np.hypot(own.error or 0.0, theirs.error or 0.0))
+    gap = own.value - theirs.value
+    return gap - spread, gap + spread
