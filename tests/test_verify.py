@@ -17,7 +17,7 @@ from pipelines import JOINT, POOLED, TEXT_TOKENS, sd3_inputs, sd3_pipeline, sd3_
 from ras_dit import probe as probe_module
 from ras_dit import verify as verify_module
 from ras_dit.errors import RASError, UnsupportedError
-from ras_dit.probe import probe_attention, token_map
+from ras_dit.probe import Latents, probe_attention, read_latents
 from ras_dit.tokens import TokenGrid
 from ras_dit.trace import StepTrace, Trace, pack_active
 from ras_dit.verify import MaskedReference, masked_reference
@@ -60,6 +60,10 @@ def trace_of(sets: Sets, *, transformer: str = "SD3Transformer2DModel") -> Trace
         for index, active in enumerate(sets)
     )
     return Trace(transformer, GRID, TEXT_TOKENS, 1, "float32", 0, steps)
+
+
+def read(tensor: torch.Tensor, side: int = 2) -> Latents:
+    return read_latents({"x": tensor}, "x", (1, side, side), frames_first=False)
 
 
 def call_inputs(seed: int, rows: int = 1) -> dict[str, torch.Tensor]:
@@ -206,7 +210,7 @@ def test_only_the_past_of_inactive_tokens_matters(dual: bool) -> None:
     sets = random_sets(steps=2, dense=(0,))
     active = sets[1]
     assert active is not None
-    inactive = ~torch.isin(token_map(torch.zeros(1, 4, 12, 20), 2), active)
+    inactive = ~torch.isin(read(torch.zeros(1, 4, 12, 20)).tokens, active)
 
     def after(first: dict[str, Any], second: dict[str, Any]) -> torch.Tensor:
         return by_token(follow(transformer, sets, [[first], [second]])[1][0])[:, active[0]]
@@ -301,8 +305,8 @@ class Toy(nn.Module):
 
 def probe(module: nn.Module, **arguments: torch.Tensor) -> list[list[list[int]]]:
     call = inspect.signature(module.forward).bind(**arguments)
-    latents = arguments["hidden_states"]
-    operations = probe_attention(module, call, latents, token_map(latents, 2))
+    latents = read_latents(arguments, "hidden_states", (1, 2, 2), frames_first=False)
+    operations = probe_attention(module, call, latents)
     return [operation.tokens.tolist() for operation in operations]
 
 
@@ -330,13 +334,26 @@ def test_models_that_the_method_does_not_fit_are_refused() -> None:
 
 
 def test_tokens_are_counted_in_rows() -> None:
-    tokens = token_map(torch.zeros(1, 4, 4, 6), 2)
-    assert tokens.tolist() == [[0, 0, 1, 1, 2, 2]] * 2 + [[3, 3, 4, 4, 5, 5]] * 2
-    assert token_map(torch.zeros(1, 3, 8), None).tolist() == [[0], [1], [2]]
-    with pytest.raises(RASError, match="divide into patches of 4"):
-        token_map(torch.zeros(1, 4, 8, 6), 4)
-    with pytest.raises(UnsupportedError, match="expected"):
-        token_map(torch.zeros(4, 8), 4)
+    expected = [[0, 0, 1, 1, 2, 2]] * 2 + [[3, 3, 4, 4, 5, 5]] * 2
+    assert read(torch.zeros(1, 4, 4, 6)).tokens.tolist() == expected
+    assert read(torch.zeros(1, 3, 8)).tokens.tolist() == [[0], [1], [2]]
+    with pytest.raises(RASError, match="do not divide into patches"):
+        read(torch.zeros(1, 4, 8, 6), 4)
+    with pytest.raises(UnsupportedError, match="without latents"):
+        read(torch.zeros(4, 8), 4)
+
+
+@pytest.mark.parametrize("frames_first", [False, True])
+def test_tokens_of_videos_are_counted_frame_by_frame(frames_first: bool) -> None:
+    """Frames 2, height 4, width 6 with patches 1 x 2 x 2: six tokens a frame."""
+    video = torch.zeros(1, 2, 3, 4, 6) if frames_first else torch.zeros(1, 3, 2, 4, 6)
+    arguments = {"x": list(video)}
+    found = read_latents(arguments, "x", (1, 2, 2), frames_first=frames_first)
+    places = found.tokens.expand(found.tensor[0].shape)
+    places = places.transpose(0, 1) if frames_first else places
+    assert places[0, 1].tolist() == [[6, 6, 7, 7, 8, 8]] * 2 + [[9, 9, 10, 10, 11, 11]] * 2
+    assert found.num_tokens == 12
+    assert torch.equal(found.argument(video)[0], video[0])
 
 
 # -- what does not fit -----------------------------------------------------------------------------
@@ -356,7 +373,7 @@ def test_another_number_of_images_is_refused(given: int, run: int) -> None:
 
 def test_another_size_is_refused() -> None:
     turned = sd3_inputs(height=40, width=24)
-    with pytest.raises(RASError, match="6 x 10 image tokens"):
+    with pytest.raises(RASError, match=r"image tokens \(6, 10\)"):
         masked_reference(sd3_pipeline(), trace_of(random_sets()), **turned)
     small = sd3_inputs(height=16, width=16)
     with pytest.raises(RASError, match="only 16 image tokens"):
@@ -420,4 +437,6 @@ def test_nothing_is_shared_with_the_engine() -> None:
         for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ras_dit")
     }
-    assert imported == {"ras_dit.adapters", "ras_dit.errors", "ras_dit.probe", "ras_dit.trace"}
+    assert imported == {
+        f"ras_dit.{name}" for name in ("adapters", "errors", "probe", "tokens", "trace")
+    }

@@ -114,8 +114,14 @@ def trace_cost(work: Work, trace: Trace) -> RunCost:
     Raises:
         RASError: If the trace holds no call of the transformer.
     """
-    calls = [(call.batch, call.num_active) for step in trace.steps for call in step.calls]
-    return _run_cost(work, calls, trace.num_tokens, trace.num_text_tokens, "the trace")
+    # A call that is not sparse computes the references, too.
+    whole, references = trace.num_tokens, trace.num_references
+    calls = [
+        (call.batch, call.num_active + (references if call.num_active == whole else 0))
+        for step in trace.steps
+        for call in step.calls
+    ]
+    return _run_cost(work, calls, whole + references, trace.num_text_tokens, "the trace")
 
 
 def cache_bytes(

@@ -10,7 +10,7 @@ from typing import Any, Self
 from torch import nn
 
 from ras_dit.adapters import TransformerDescription, describe
-from ras_dit.adapters.pipelines import check_pipeline
+from ras_dit.adapters.refused import check_pipeline
 from ras_dit.checks import check_unhooked
 from ras_dit.config import RASConfig
 from ras_dit.engine import Engine, denoisers

@@ -7,7 +7,7 @@ H heads, D head width.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ras_dit.errors import RASError, UnsupportedError
+from ras_dit.tokens import Patch
 
 # A row of keys counts as changed from this share of the largest key on: far above what a kernel
 # that picks its order of summation by content could do, far below what the probe does.
@@ -29,61 +30,100 @@ class Operation:
     """One attention operation of a call at full length.
 
     Attributes:
-        num_queries: Rows of queries per row of the model batch.
-        tokens: The image token that each row of keys belongs to, int64 ``[R, S]``; -1: none.
+        num_queries: Rows of queries per row of the operation's batch.
+        tokens: The image token that each row of keys belongs to, int64 ``[R', S]``; -1: none.
+        rows: The row of the model batch that each row of the operation's batch belongs to, int64
+            ``[R']``: some models make an operation for each of them.
     """
 
     num_queries: int
     tokens: torch.Tensor
+    rows: torch.Tensor
 
 
-def token_map(latents: torch.Tensor, patch_size: int | None) -> torch.Tensor:
-    """The token that each latent belongs to, tokens counted in rows from the top left.
+@dataclass(frozen=True, eq=False)
+class Latents:
+    """The argument of a transformer that becomes image tokens.
+
+    Attributes:
+        name: Name of the argument.
+        tensor: ``[R, ...]``, stacked where the argument is a list with one entry per row.
+        tokens: The token that each latent belongs to, to be broadcast against ``tensor[0]``.
+        in_list: Whether the argument is a list.
+    """
+
+    name: str
+    tensor: torch.Tensor
+    tokens: torch.Tensor
+    in_list: bool
+
+    @property
+    def num_tokens(self) -> int:
+        """Image tokens, references included."""
+        return int(self.tokens.max()) + 1
+
+    def argument(self, tensor: torch.Tensor) -> Any:
+        """The argument with other latents."""
+        return list(tensor.unbind(0)) if self.in_list else tensor
+
+
+def read_latents(
+    arguments: Mapping[str, Any], name: str, patch: Patch, *, frames_first: bool
+) -> Latents:
+    """Find the latents of a call and number their tokens, in rows from the top left.
 
     Args:
-        latents: ``[R, C, H, W]``, or packed ``[R, N, C]``.
-        patch_size: Side of a token's patch in latents, for latents that are not packed.
-
-    Returns:
-        int64 ``[H, W]``, or ``[N, 1]`` for packed latents.
+        arguments: The transformer's arguments by name.
+        name: That of the latents: ``[R, C, H, W]``, with frames ``[R, C, F, H, W]`` or
+            ``[R, F, C, H, W]``, packed ``[R, N, C]``, or a list with an entry per row.
+        patch: Frames, height and width of a token's patch, for latents that are not packed.
+        frames_first: Whether frames stand before channels.
 
     Raises:
-        RASError: If the latents have another form or do not divide into patches.
+        UnsupportedError: If there is no such tensor.
+        RASError: If the latents do not divide into patches.
     """
-    device = latents.device
-    if latents.ndim == 3:
-        return torch.arange(latents.shape[1], device=device).unsqueeze(1)
-    if latents.ndim != 4 or not isinstance(patch_size, int):
+    value = arguments.get(name)
+    in_list = isinstance(value, list | tuple)
+    if isinstance(value, list | tuple):
+        value = torch.stack(tuple(value))
+    if not isinstance(value, torch.Tensor) or value.ndim not in {3, 4, 5}:
         raise UnsupportedError(
-            f"latents {list(latents.shape)} with patch_size={patch_size!r}; "
-            "expected [R, N, C], or [R, C, H, W] and an integer"
+            f"the transformer was called without latents [R, C, (F,) H, W] or [R, N, C] as {name!r}"
         )
-    height, width = latents.shape[-2:]
-    if height % patch_size or width % patch_size:
-        raise RASError(f"latents of {height} x {width} do not divide into patches of {patch_size}")
-    rows = torch.arange(height, device=device) // patch_size
-    columns = torch.arange(width, device=device) // patch_size
-    return rows.unsqueeze(1) * (width // patch_size) + columns
+    if value.ndim == 3:
+        tokens = torch.arange(value.shape[1], device=value.device).unsqueeze(1)
+        return Latents(name, value, tokens, in_list)
+    sizes = (1, *value.shape[-2:]) if value.ndim == 4 else value.shape[-3:]
+    if frames_first and value.ndim == 5:
+        sizes = value.shape[1], *value.shape[-2:]
+    if any(size % side for size, side in zip(sizes, patch, strict=True)):
+        raise RASError(f"latents of {tuple(sizes)} do not divide into patches of {patch}")
+    f, h, w = (
+        torch.arange(size, device=value.device) // side
+        for size, side in zip(sizes, patch, strict=True)
+    )
+    rows, columns = sizes[1] // patch[1], sizes[2] // patch[2]
+    tokens = (f[:, None, None] * rows + h[:, None]) * columns + w
+    if frames_first and value.ndim == 5:
+        tokens = tokens.unsqueeze(1)
+    return Latents(name, value, tokens[0] if value.ndim == 4 else tokens, in_list)
 
 
 def probe_attention(
-    transformer: nn.Module,
-    call: inspect.BoundArguments,
-    latents: torch.Tensor,
-    tokens: torch.Tensor,
+    transformer: nn.Module, call: inspect.BoundArguments, latents: Latents
 ) -> list[Operation]:
     """Measure which rows of each attended sequence belong to which image token.
 
     With attention silenced (it answers zeros), nothing carries one token to another. So the rows
-    of keys that change when the latents of some tokens do are those tokens' own. Each token has
-    a binary number; one call per digit changes the tokens with a one there, and the digits that
-    a row of keys reacts to spell its token.
+    of keys that change when the latents of some tokens do are those tokens' own. Each token of
+    each row of the batch has a binary number; one call per digit changes the tokens with a one
+    there, and the digits that a row of keys reacts to spell its token.
 
     Args:
         transformer: The transformer, without RAS enabled.
         call: The arguments of a call of its ``forward``.
         latents: Those among them that become image tokens.
-        tokens: Their tokens, from :func:`token_map`.
 
     Returns:
         The attention operations in order.
@@ -92,16 +132,19 @@ def probe_attention(
         UnsupportedError: If the rows of keys do not spell each token once, or a token's latents
             change the noise prediction of another one.
     """
+    stock = latents.tensor
     generator = torch.Generator().manual_seed(_PROBE_SEED)
-    push = torch.randn(latents.shape, generator=generator).to(latents.device, latents.dtype)
+    push = torch.randn(stock.shape, generator=generator).to(stock.device, stock.dtype)
     push = push + push.sign()  # at least one, so that no rounding can hide it
-    num_tokens = int(tokens.max()) + 1
-    silence, noise = _silent_call(transformer, call, latents, latents)
+    batch, num_tokens = stock.shape[0], latents.num_tokens
+    firsts = torch.arange(batch, device=stock.device).view(-1, *(1,) * (stock.ndim - 1))
+    numbers = firsts * num_tokens + latents.tokens + 1
+    silence, noise = _silent_call(transformer, call, latents, stock)
     keys = silence.keys
     codes = [torch.zeros_like(key[:, 0, :, 0], dtype=torch.int64) for key in keys]
-    for digit in range(num_tokens.bit_length()):
-        pushed = ((tokens + 1) >> digit) & 1 == 1
-        probed = torch.where(pushed, latents + push, latents)
+    for digit in range((batch * num_tokens).bit_length()):
+        pushed = (numbers >> digit) & 1 == 1
+        probed = torch.where(pushed, stock + push, stock)
         again, new_noise = _silent_call(transformer, call, latents, probed)
         for code, old, new in zip(codes, keys, again.keys, strict=True):
             code.add_(_changed(old, new).any(3).any(1).long() << digit)
@@ -111,17 +154,24 @@ def probe_attention(
                 "tokens without attention, so region-adaptive sampling does not apply"
             )
     operations = [
-        Operation(num_queries, code - 1)
-        for num_queries, code in zip(silence.num_queries, codes, strict=True)
+        _operation(number, code - 1, num_tokens)
+        for number, code in zip(silence.num_queries, codes, strict=True)
     ]
     _check_operations(type(transformer).__name__, operations, num_tokens)
     return operations
 
 
+def _operation(num_queries: int, code: torch.Tensor, num_tokens: int) -> Operation:
+    """The operation whose rows of keys spell these numbers, ``row * N + token``, or -1."""
+    rows = torch.div(code, num_tokens, rounding_mode="floor").amax(dim=1).clamp(min=0)
+    tokens = torch.where(code < 0, -1, code - rows.unsqueeze(1) * num_tokens)
+    return Operation(num_queries, tokens, rows)
+
+
 def _check_operations(name: str, operations: list[Operation], num_tokens: int) -> None:
     """Every sequence with image tokens has each of them once, and there is such a sequence."""
     sequences = [row for operation in operations for row in operation.tokens]
-    with_image = [row[row >= 0].sort().values for row in sequences if bool((row >= 0).any())]
+    with_image = [row[row != -1].sort().values for row in sequences if bool((row != -1).any())]
     if not with_image:
         raise UnsupportedError(
             f"no scaled_dot_product_attention of {name} has seen the image tokens; use torch's "
@@ -143,11 +193,28 @@ def attention_call(
 
 
 def noise_of(output: Any) -> torch.Tensor:
-    """The noise prediction in a transformer's output."""
-    if isinstance(output, torch.Tensor):
-        return output
-    noise: torch.Tensor = output[0] if isinstance(output, tuple) else output.sample
+    """The noise prediction in a transformer's output, stacked where it is a list of rows."""
+    noise = output
+    if not isinstance(output, torch.Tensor):
+        noise = output[0] if isinstance(output, tuple) else output.sample
+    if isinstance(noise, list | tuple):
+        noise = torch.stack(tuple(noise))
+    assert isinstance(noise, torch.Tensor)
     return noise
+
+
+def with_noise(output: Any, noise: torch.Tensor) -> Any:
+    """A transformer's output, in its own form, with another noise prediction."""
+
+    def like(old: Any) -> Any:
+        return list(noise.unbind(0)) if isinstance(old, list | tuple) else noise
+
+    if isinstance(output, torch.Tensor):
+        return noise
+    if isinstance(output, tuple):
+        return (like(output[0]), *output[1:])
+    output.sample = like(output.sample)
+    return output
 
 
 class _Silence(TorchFunctionMode):
@@ -179,22 +246,19 @@ class _Silence(TorchFunctionMode):
 def _silent_call(
     transformer: nn.Module,
     call: inspect.BoundArguments,
-    latents: torch.Tensor,
+    latents: Latents,
     replacement: torch.Tensor,
 ) -> tuple[_Silence, torch.Tensor]:
     """What attention was asked in a call, and the noise prediction, attention silenced."""
-
-    def own(value: Any) -> Any:
-        if value is latents:
-            return replacement
-        # Some models take entries out of the dictionaries they are given.
-        return dict(value) if isinstance(value, dict) else value
-
+    # Some models take entries out of the dictionaries they are given.
+    arguments = {
+        name: dict(value) if isinstance(value, dict) else value
+        for name, value in call.arguments.items()
+    }
+    arguments[latents.name] = latents.argument(replacement)
+    own = inspect.BoundArguments(call.signature, arguments)
     with torch.no_grad(), _Silence() as silence:
-        output = transformer.forward(
-            *(own(value) for value in call.args),
-            **{name: own(value) for name, value in call.kwargs.items()},
-        )
+        output = transformer.forward(*own.args, **own.kwargs)
     return silence, noise_of(output)
 
 

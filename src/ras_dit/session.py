@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from ras_dit.adapters.layouts import TokenLayout
 from ras_dit.cache import BranchCache, FreshRows
 from ras_dit.chooser import Chooser
 from ras_dit.config import RASConfig
 from ras_dit.errors import RASError
 from ras_dit.recording import Recording
 from ras_dit.schedule import StepPlan, plan_steps
-from ras_dit.tokens import TokenGrid, TokenOrder
+from ras_dit.tokens import TokenGrid, TokenLayout, TokenOrder
 from ras_dit.trace import Call, StepTrace, Trace, pack_active
 
 

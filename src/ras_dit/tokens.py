@@ -42,6 +42,29 @@ class TokenGrid:
         return picture if self.frames == 1 else (self.frames, *picture)
 
 
+@dataclass(frozen=True)
+class TokenLayout:
+    """The tokens of one call.
+
+    Attributes:
+        grid: The tokens of the picture that is made, N of them.
+        num_text: Text tokens T.
+        num_references: Further image tokens, of pictures that are given (editing). They are never
+            active in a sparse step.
+        offset: How many of the references stand before the picture that is made.
+    """
+
+    grid: TokenGrid
+    num_text: int
+    num_references: int = 0
+    offset: int = 0
+
+    @property
+    def num_image(self) -> int:
+        """All image tokens, references included."""
+        return self.grid.num_tokens + self.num_references
+
+
 Patch = tuple[int, int, int]
 
 

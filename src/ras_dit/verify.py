@@ -29,9 +29,17 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from ras_dit.adapters import describe
+from ras_dit.adapters import TransformerDescription, describe
 from ras_dit.errors import RASError, UnsupportedError
-from ras_dit.probe import Operation, attention_call, noise_of, probe_attention, token_map
+from ras_dit.probe import (
+    Operation,
+    attention_call,
+    noise_of,
+    probe_attention,
+    read_latents,
+    with_noise,
+)
+from ras_dit.tokens import TokenGrid, TokenLayout
 from ras_dit.trace import Trace
 
 ActiveSets = Sequence[torch.Tensor | None]
@@ -42,7 +50,14 @@ _ANOTHER_COMPUTATION = (
 )
 
 
-def masked_reference(pipe: Any, active: Trace | ActiveSets, **call: Any) -> torch.Tensor:
+def masked_reference(
+    pipe: Any,
+    active: Trace | ActiveSets,
+    /,
+    *,
+    description: TransformerDescription | None = None,
+    **call: Any,
+) -> torch.Tensor:
     """Run a stock pipeline with the given active sets at full length.
 
     The pipeline is left as it was found. Generators in ``call`` are used up as in any run, so
@@ -53,6 +68,8 @@ def masked_reference(pipe: Any, active: Trace | ActiveSets, **call: Any) -> torc
         pipe: A pipeline with a transformer and a scheduler, without RAS enabled.
         active: A trace, or per call of ``scheduler.step`` the indices of the active tokens of
             each image, int64 ``[B, A]``, ``None`` where all are active.
+        description: Of a transformer that ras-dit does not know: its arguments, blocks and patch
+            are taken from there, the places of its tokens are measured.
         **call: The arguments of the pipeline's call.
 
     Returns:
@@ -63,13 +80,15 @@ def masked_reference(pipe: Any, active: Trace | ActiveSets, **call: Any) -> torc
         RASError: If the active sets do not fit the run: another number of steps, of images or
             of tokens.
     """
-    transformer, scheduler = getattr(pipe, "transformer", None), getattr(pipe, "scheduler", None)
-    if transformer is None or scheduler is None:
+    parts = [getattr(pipe, name, None) for name in ("transformer", "transformer_2")]
+    transformers = [part for part in parts if isinstance(part, nn.Module)]
+    scheduler = getattr(pipe, "scheduler", None)
+    if not transformers or scheduler is None:
         raise UnsupportedError(
             f"{type(pipe).__name__} has no transformer or no scheduler; expected a diffusers "
             "pipeline such as StableDiffusion3Pipeline"
         )
-    with MaskedReference(transformer, active) as reference:
+    with MaskedReference(transformers, active, description=description) as reference:
         with _after_each_step(scheduler, reference.next_step):
             output = pipe(**{**call, "output_type": "latent", "return_dict": False})
         latents: torch.Tensor = output[0]
@@ -86,47 +105,65 @@ class MaskedReference(TorchFunctionMode):
     :meth:`next_step` ends a step.
 
     Args:
-        transformer: A transformer with a description, without RAS enabled.
+        transformer: A transformer with a description, without RAS enabled; or several that take
+            turns.
         active: As for :func:`masked_reference`.
+        description: As for :func:`masked_reference`.
 
     Raises:
         RASError: If the active sets are malformed or of another transformer; on a call, if they
             do not fit its latents.
     """
 
-    def __init__(self, transformer: nn.Module, active: Trace | ActiveSets) -> None:
+    def __init__(
+        self,
+        transformer: nn.Module | Sequence[nn.Module],
+        active: Trace | ActiveSets,
+        *,
+        description: TransformerDescription | None = None,
+    ) -> None:
         super().__init__()
-        self._transformer = transformer
-        description = describe(transformer)
-        self._latents_name, self._fixed_names = description.latents, description.fixed
-        self._grid: tuple[int, int] | None = None
+        self._transformers = [transformer] if isinstance(transformer, nn.Module) else transformer
+        self._description = description or describe(self._transformers[0])
+        self._layout: TokenLayout | None = None
+        self._grid: TokenGrid | None = None
         if isinstance(active, Trace):
-            name = type(transformer).__name__
-            if active.transformer != name:
+            name = type(self._transformers[0]).__name__
+            if active.transformer not in {name, self._description.transformer}:
                 raise RASError(
                     f"the trace is of a {active.transformer}, but the pipeline has a {name}"
                 )
-            self._grid = (active.grid.height, active.grid.width)
+            self._grid = active.grid
             active = [step.active for step in active.steps]
         self._active = list(active)
         _check_sets(self._active)
-        self._branches: dict[int, _Branch] = {}
+        self._branches: dict[tuple[int, int], _Branch] = {}
         self._step = 0
         self._next_branch = 0
         self._running: _Branch | None = None
+        self._inside = 0
         self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> Self:
-        self._handles = [
-            self._transformer.register_forward_pre_hook(self._before, with_kwargs=True),
-            self._transformer.register_forward_hook(self._after),
-        ]
+        for transformer in self._transformers:
+            self._handles += [
+                transformer.register_forward_pre_hook(self._before, with_kwargs=True),
+                transformer.register_forward_hook(self._after),
+            ]
+            # What stands before the blocks, such as a refiner, sees every token in every step.
+            for name in self._description.blocks:
+                for block in getattr(transformer, name):
+                    self._handles += [
+                        block.register_forward_pre_hook(self._enter_block),
+                        block.register_forward_hook(self._leave_block, always_call=True),
+                    ]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
         self._branches.clear()
         self._running = None
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
@@ -150,51 +187,59 @@ class MaskedReference(TorchFunctionMode):
                 f"{self._step}; give the call the arguments of the run that was recorded"
             )
 
-    def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter_block(self, _block: nn.Module, _args: Any) -> None:
+        self._inside += 1
+
+    def _leave_block(self, _block: nn.Module, _args: Any, _output: Any) -> None:
+        self._inside -= 1
+
+    def _before(
+        self, transformer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         if self._step >= len(self._active):
             raise RASError(
                 f"there are active sets for {len(self._active)} steps, but the run makes more; "
                 "give the call the arguments of the run that was recorded"
             )
-        call = inspect.signature(self._transformer.forward).bind(*args, **kwargs)
-        latents = call.arguments.get(self._latents_name)
-        if not isinstance(latents, torch.Tensor):
-            raise UnsupportedError(
-                f"{type(self._transformer).__name__} was called without a tensor "
-                f"{self._latents_name!r}"
-            )
-        branch = self._branches.get(self._next_branch)
-        fixed = [call.arguments[name] for name in self._fixed_names]
-        if branch is None or not branch.fits(latents, fixed):
-            patch_size = getattr(getattr(self._transformer, "config", None), "patch_size", None)
-            tokens = token_map(latents, patch_size)
-            self._check_grid(latents, tokens)
-            operations = probe_attention(self._transformer, call, latents, tokens)
-            branch = _Branch(latents.shape, fixed, tokens, operations)
-            self._branches[self._next_branch] = branch
+        call = inspect.signature(transformer.forward).bind(*args, **kwargs)
+        config: Any = transformer.config
+        description = self._description
+        latents = read_latents(
+            call.arguments,
+            description.latents,
+            description.patch(config),
+            frames_first=description.frames_first,
+        )
+        fixed = [call.arguments[name] for name in description.fixed]
+        place = self._transformers.index(transformer), self._next_branch
+        branch = self._branches.get(place)
+        if branch is None or not branch.fits(latents.tensor, fixed):
+            self._layout = description.layout(call.arguments, config)
+            self._check_grid(self._layout)
+            operations = probe_attention(transformer, call, latents)
+            branch = _Branch(latents.tensor.shape, fixed, latents.tokens, operations)
+            self._branches[place] = branch
         self._next_branch += 1
+        assert self._layout is not None
         active = self._active[self._step]
-        mask = None if active is None else _active_mask(active, latents.shape[0], branch.tokens)
-        branch.start(mask)
-        self._running = branch
+        mask = None
+        if active is not None:
+            rows = latents.tensor.shape[0]
+            mask = _active_mask(active, rows, self._layout, latents.num_tokens)
+        branch.start(None if mask is None else mask.to(latents.tensor.device))
+        self._running, self._inside = branch, 0
 
-    def _check_grid(self, latents: torch.Tensor, tokens: torch.Tensor) -> None:
-        if self._grid is None:  # sets alone do not tell
-            return
-        height, width = self._grid
-        fits = int(tokens.max()) + 1 == height * width
-        if latents.ndim == 4:
-            fits = fits and latents.shape[-2] * width == latents.shape[-1] * height
-        if not fits:
+    def _check_grid(self, layout: TokenLayout) -> None:
+        if self._grid is not None and self._grid != layout.grid:  # sets alone do not tell
             raise RASError(
-                f"the trace has {height} x {width} image tokens, but the latents are "
-                f"{list(latents.shape)}; give the call the height and width of the recorded run"
+                f"the trace has image tokens {self._grid.shape}, but the latents make "
+                f"{layout.grid.shape}; give the call the height and width of the recorded run"
             )
 
     def _after(self, _: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         branch, self._running = self._running, None
         assert branch is not None
-        return _with_noise(output, branch.finish(noise_of(output)))
+        return with_noise(output, branch.finish(noise_of(output)))
 
     def __torch_function__(
         self,
@@ -207,7 +252,7 @@ class MaskedReference(TorchFunctionMode):
         if self._running is None or func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
         query, key, value, rest = attention_call(*args, **kwargs)
-        key, value = self._running.recover(query, key, value)
+        key, value = self._running.recover(query, key, value, in_block=self._inside > 0)
         return func(query, key, value, **rest)
 
 
@@ -219,7 +264,7 @@ class _Branch:
     fixed: list[torch.Tensor]
     tokens: torch.Tensor
     operations: list[Operation]
-    caches: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+    caches: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     noise: torch.Tensor | None = None
     _mask: torch.Tensor | None = None
     _made: int = 0
@@ -237,7 +282,7 @@ class _Branch:
             self.caches.clear()
 
     def recover(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, in_block: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Eq. 2 for one operation: ``[R, H, S, D]`` with the rows of inactive tokens recovered."""
         if self._made == len(self.operations):
@@ -246,11 +291,12 @@ class _Branch:
         if (query.shape[2], key.shape[2]) != (operation.num_queries, operation.tokens.shape[1]):
             raise RASError(_ANOTHER_COMPUTATION)
         self._made += 1
-        if self._mask is None:
-            self.caches.append((key, value))
+        if self._mask is None or not in_block:
+            self.caches[index] = key, value
             return key, value
         is_text = operation.tokens < 0
-        fresh = is_text | self._mask.gather(1, operation.tokens.clamp(min=0))
+        mask = self._mask[operation.rows]
+        fresh = is_text | mask.gather(1, operation.tokens.clamp(min=0))
         fresh = fresh[:, None, :, None]
         old_key, old_value = self.caches[index]
         self.caches[index] = torch.where(fresh, key, old_key), torch.where(fresh, value, old_value)
@@ -262,26 +308,19 @@ class _Branch:
             raise RASError(_ANOTHER_COMPUTATION)
         if self._mask is not None:
             assert self.noise is not None
-            fresh = self._mask[:, self.tokens]  # [R, H, W], or [R, N, 1] for packed latents
-            fresh = fresh.unsqueeze(1) if noise.ndim == 4 else fresh
+            # The noise has the form of the latents, but for the number of its channels.
+            fresh = self._mask[:, self.tokens]
+            fresh = fresh.unsqueeze(1) if fresh.ndim < noise.ndim else fresh
             noise = torch.where(fresh, noise, self.noise)
         self.noise = noise.clone()
         return noise
 
 
-def _with_noise(output: Any, noise: torch.Tensor) -> Any:
-    """A transformer's output, in its own form, with another noise prediction."""
-    if isinstance(output, torch.Tensor):
-        return noise
-    if isinstance(output, tuple):
-        return (noise, *output[1:])
-    output.sample = noise
-    return output
-
-
-def _active_mask(active: torch.Tensor, rows: int, tokens: torch.Tensor) -> torch.Tensor:
-    """Bool ``[R, N]``: the active sets of the images, repeated over the guidance branches."""
-    num_tokens = int(tokens.max()) + 1
+def _active_mask(
+    active: torch.Tensor, rows: int, layout: TokenLayout, num_image: int
+) -> torch.Tensor:
+    """Bool ``[R, N]`` on the CPU: the active sets, repeated over the guidance branches."""
+    num_tokens = layout.grid.num_tokens
     images = active.shape[0]
     if rows % images:
         raise RASError(
@@ -293,9 +332,8 @@ def _active_mask(active: torch.Tensor, rows: int, tokens: torch.Tensor) -> torch
             f"token {int(active.max())} is active, but there are only {num_tokens} image tokens; "
             "give the call the height and width of the recorded run"
         )
-    active = active.to(tokens.device)
-    mask = torch.zeros(images, num_tokens, dtype=torch.bool, device=tokens.device)
-    return mask.scatter_(1, active, True).repeat(rows // images, 1)
+    mask = torch.zeros(images, num_image, dtype=torch.bool)
+    return mask.scatter_(1, active.cpu() + layout.offset, True).repeat(rows // images, 1)
 
 
 def _check_sets(active: ActiveSets) -> None:

@@ -7,14 +7,16 @@ from types import MappingProxyType
 
 from torch import nn
 
+from ras_dit.adapters import flux, images, qwen, refused, unified, videos
 from ras_dit.adapters.base import TokenArgument, TransformerDescription, Work
-from ras_dit.adapters.images import IMAGE_TRANSFORMERS
 from ras_dit.errors import UnsupportedError
 
 __all__ = ["DESCRIPTIONS", "TokenArgument", "TransformerDescription", "Work", "describe"]
 
+_ROOMS = (images, flux, qwen, unified, videos)
+
 DESCRIPTIONS: Mapping[str, TransformerDescription] = MappingProxyType(
-    {description.transformer: description for description in IMAGE_TRANSFORMERS}
+    {description.transformer: description for room in _ROOMS for description in room.TRANSFORMERS}
 )
 
 
@@ -25,11 +27,12 @@ def describe(transformer: nn.Module) -> TransformerDescription:
         UnsupportedError: If no description is known for its class.
     """
     name = type(transformer).__name__
-    try:
+    if name in DESCRIPTIONS:
         return DESCRIPTIONS[name]
-    except KeyError:
-        known = ", ".join(sorted(DESCRIPTIONS))
-        raise UnsupportedError(
-            f"{name} is not supported; supported transformers: {known}. "
-            "Another one can be described: enable(pipe, config, description=...)"
-        ) from None
+    if name in refused.TRANSFORMERS:
+        raise UnsupportedError(f"{name} is not supported: {refused.TRANSFORMERS[name]}")
+    known = ", ".join(sorted(DESCRIPTIONS))
+    raise UnsupportedError(
+        f"{name} is not supported; supported transformers: {known}. "
+        "Another one can be described: enable(pipe, config, description=...)"
+    )

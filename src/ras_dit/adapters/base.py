@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from ras_dit.adapters.layouts import TokenLayout, first_of, latent_layout, square_patch
-from ras_dit.tokens import Patch, TokenOrder
+from ras_dit.adapters.layouts import first_of, latent_layout, square_patch
+from ras_dit.tokens import Patch, TokenLayout, TokenOrder
 
 
 @dataclass(frozen=True, kw_only=True)

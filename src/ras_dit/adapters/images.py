@@ -5,7 +5,7 @@ from __future__ import annotations
 from ras_dit.adapters.base import TokenArgument, TransformerDescription
 from ras_dit.adapters.work import lumina_work, sd3_work
 
-IMAGE_TRANSFORMERS: tuple[TransformerDescription, ...] = (
+TRANSFORMERS: tuple[TransformerDescription, ...] = (
     TransformerDescription(
         transformer="SD3Transformer2DModel",
         family="Stable Diffusion 3 / 3.5",

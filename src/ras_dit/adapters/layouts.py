@@ -6,39 +6,15 @@ Shape letters: B rows of the model batch, N image tokens, T text tokens, C chann
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ras_dit.errors import UnsupportedError
-from ras_dit.tokens import Patch, TokenGrid
+from ras_dit.tokens import Patch, TokenGrid, TokenLayout
 
 Arguments = Mapping[str, Any]
 Config = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class TokenLayout:
-    """The tokens of one call.
-
-    Attributes:
-        grid: The tokens of the picture that is made, N of them.
-        num_text: Text tokens T.
-        num_references: Further image tokens, of pictures that are given (editing). They are never
-            active in a sparse step.
-        offset: How many of the references stand before the picture that is made.
-    """
-
-    grid: TokenGrid
-    num_text: int
-    num_references: int = 0
-    offset: int = 0
-
-    @property
-    def num_image(self) -> int:
-        """All image tokens, references included."""
-        return self.grid.num_tokens + self.num_references
 
 
 def square_patch(config: Config) -> Patch:

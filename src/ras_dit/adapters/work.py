@@ -11,8 +11,8 @@ from typing import Any
 
 from ras_dit.adapters.base import Work
 
-_TIMESTEP_CHANNELS = 256  # sinusoids that diffusers feeds to every timestep embedding
-_FEED_FORWARD = 2 * 4  # two matrices, four times as wide as the tokens, in units of width ** 2
+TIMESTEP_CHANNELS = 256  # sinusoids that diffusers feeds to every timestep embedding
+FEED_FORWARD = 2 * 4  # two matrices, four times as wide as the tokens, in units of width ** 2
 
 
 def sd3_work(config: Mapping[str, Any]) -> Work:
@@ -29,12 +29,12 @@ def sd3_work(config: Mapping[str, Any]) -> Work:
     in_channels: int = config["in_channels"]
     output = patch * int(config["out_channels"] or in_channels)
 
-    conditioning = (_TIMESTEP_CHANNELS + config["pooled_projection_dim"]) * width + 2 * square
+    conditioning = (TIMESTEP_CHANNELS + config["pooled_projection_dim"]) * width + 2 * square
     # Six modulations per block and stream, nine for the image where it attends twice; two for
     # the text in the last block and two before the output.
     modulations = (6 * layers + 3 * dual) + (6 * (layers - 1) + 2) + 2
-    image = (4 + _FEED_FORWARD) * layers + 4 * dual
-    text = (4 + _FEED_FORWARD) * (layers - 1) + 3
+    image = (4 + FEED_FORWARD) * layers + 4 * dual
+    text = (4 + FEED_FORWARD) * (layers - 1) + 3
     embedded_text = config["joint_attention_dim"] * config["caption_projection_dim"]
     return Work(
         per_sample=2 * (conditioning + modulations * square),
@@ -69,7 +69,7 @@ def lumina_work(config: Mapping[str, Any]) -> Work:
     inner = -(-inner // config["multiple_of"]) * config["multiple_of"]
 
     embedding = min(width, 1024)
-    conditioning = (_TIMESTEP_CHANNELS + embedding + text) * embedding
+    conditioning = (TIMESTEP_CHANNELS + embedding + text) * embedding
     # Queries of both attentions and the common output; keys and values; the gated feed-forward.
     image = 3 * width * width + 2 * width * grouped + 3 * width * inner
     return Work(

@@ -1,0 +1,177 @@
+"""What every family of pipelines has to keep, as one row of data a pipeline.
+
+A `Family` says how to build a small real pipeline with random weights and how to call it; the
+laws are checked by `tests/test_families*.py` for every row, and `docs/models.md` is drawn from
+the same rows.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import ras_dit
+from pipelines import hooks_of
+from ras_dit.adapters import describe
+from ras_dit.cost import cache_bytes, trace_cost
+from ras_dit.engine import denoisers
+from ras_dit.trace import Trace
+from ras_dit.verify import masked_reference
+
+SPARSE: dict[str, Any] = {"sample_ratio": 0.4, "warmup_steps": 2, "reset_steps": (5,)}
+STEPS = 7
+# Where a pipeline makes latents of one image in a batch from the same random numbers as alone.
+LATENTS_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of pipeline and how its laws are tested.
+
+    Attributes:
+        name: What people call it, unique.
+        build: Makes the pipeline, the same weights at every call.
+        call: The arguments of a call that makes so many images, each the same whatever the batch;
+            not square, with guidance where the pipeline has it; ``output_type`` is added.
+        feature: What of the family this row is about: "text-to-image", "img2img", "inpaint",
+            "edit", "controlnet", "image-to-video", ...
+        images: How many images the tests make at once.
+        main: Whether the row stands for its transformer although it is not text-to-image.
+        wrong: A change of the description that is wrong, which the reference must find; the
+            reversed token order where not given.
+        batched: Whether the pipeline makes several images in one call.
+        tolerance: Of final latents against the reference.
+        caches_by_formula: Whether all rows of a batch have equally long caches, as the formula of
+            their size takes for granted.
+    """
+
+    name: str
+    build: Callable[[], Any]
+    call: Callable[[int], dict[str, Any]]
+    feature: str = "text-to-image"
+    images: int = 2
+    main: bool = False
+    wrong: dict[str, Any] = field(default_factory=dict)
+    batched: bool = True
+    tolerance: float = LATENTS_TOLERANCE
+    caches_by_formula: bool = True
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this row stands for its transformer, whose every law is tested."""
+        return self.feature == "text-to-image" or self.main
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.feature}"
+
+
+def run(pipe: Any, call: dict[str, Any]) -> torch.Tensor:
+    """Final latents of a call."""
+    torch.manual_seed(0)  # some pipelines encode pictures with the global generator
+    output = pipe(**call, output_type="latent", return_dict=False)
+    latents: torch.Tensor = output[0]
+    return latents
+
+
+def run_sparse(pipe: Any, call: dict[str, Any], **settings: Any) -> tuple[torch.Tensor, Trace]:
+    """Final latents of an accelerated run, and its trace."""
+    with ras_dit.enable(pipe, **SPARSE | settings) as handle:
+        latents = run(pipe, call)
+    assert handle.trace is not None
+    return latents, handle.trace
+
+
+def check_reference(family: Family) -> None:
+    """A sparse run with sets of its own for each image equals the full-length reference."""
+    pipe = family.build()
+    images = family.images if family.batched else 1
+    latents, trace = run_sparse(pipe, family.call(images))
+    sets = [step.active for step in trace.steps if step.active is not None]
+    assert len(sets) >= 3
+    assert all(active.shape[0] == images for active in sets)
+    if images > 1:
+        assert any(not torch.equal(active[0], active[1]) for active in sets)
+    torch.manual_seed(0)
+    reference = masked_reference(pipe, trace, **family.call(images))
+    assert latents.isfinite().all()
+    assert float((latents - reference).abs().max()) <= family.tolerance
+    stock = run(pipe, family.call(images))
+    assert float((latents - stock).abs().max()) > 1e-2
+    # The reference is dense where every token is active.
+    everything = [None] * len(trace.steps)
+    torch.manual_seed(0)
+    assert torch.equal(masked_reference(pipe, everything, **family.call(images)), stock)
+
+
+def check_dense(family: Family) -> None:
+    """Ratio 1 is the stock pipeline bitwise, and so is the pipeline after ``disable``."""
+    pipe = family.build()
+    images = family.images if family.batched else 1
+    stock = run(pipe, family.call(images))
+    hooks = [hooks_of(part) for part in denoisers(pipe).values()]
+    with ras_dit.enable(pipe, sample_ratio=1.0):
+        assert torch.equal(run(pipe, family.call(images)), stock)
+    run_sparse(pipe, family.call(1))
+    assert torch.equal(run(pipe, family.call(images)), stock)
+    assert hooks == [hooks_of(part) for part in denoisers(pipe).values()]
+
+
+def check_cost(family: Family) -> None:
+    """FLOPs and cache bytes by formula are those that torch counts and the caches take."""
+    pipe = family.build()
+    transformer = next(iter(denoisers(pipe).values()))
+    description = describe(transformer)
+    images = family.images if family.batched else 1
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        _, trace = run_sparse(pipe, family.call(images))
+    work = description.work(transformer.config)
+    cost = trace_cost(work, trace)
+    assert counter.get_total_flops() == cost.ras < cost.dense
+    if family.caches_by_formula:
+        assert trace.cache_bytes == sum(
+            cache_bytes(
+                work,
+                batch=call.batch,
+                num_tokens=trace.num_tokens + trace.num_references,
+                num_text_tokens=trace.num_text_tokens,
+                dtype=torch.float32,
+            )
+            for call in trace.steps[2].calls
+        )
+
+
+def check_batch(family: Family) -> None:
+    """Each image of a batch is the one that it is alone."""
+    pipe = family.build()
+    latents, _ = run_sparse(pipe, family.call(2))
+    alone, _ = run_sparse(pipe, family.call(1))
+    assert latents.shape[0] == 2 * alone.shape[0]
+    assert float((latents[:1] - alone[:1]).abs().max()) <= family.tolerance
+
+
+def check_wrong_description(family: Family) -> None:
+    """The reference tells a wrong description from the right one."""
+    pipe = family.build()
+    right = describe(next(iter(denoisers(pipe).values())))
+    change = family.wrong
+    if not change:
+        turned = {"image_first": "text_first", "text_first": "image_first"}
+        change = {"token_order": turned[right.token_order]}
+    images = family.images if family.batched else 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            latents, trace = run_sparse(
+                pipe, family.call(images), description=replace(right, **change)
+            )
+        except (ras_dit.RASError, RuntimeError):
+            return  # it shows at once
+    torch.manual_seed(0)
+    reference = masked_reference(pipe, trace, **family.call(images))
+    assert float((latents - reference).abs().max()) > 10 * family.tolerance
