@@ -74,6 +74,8 @@ def forward_flops(
         + work.joint_pair * (num_active + num_text_tokens) * (num_tokens + num_text_tokens)
         + work.image_pair * num_active * num_tokens
         + work.cross_pair * num_active * num_text_tokens
+        + work.embedded_pair * num_tokens**2
+        + work.text_pair * num_text_tokens**2
     )
     return batch * row
 

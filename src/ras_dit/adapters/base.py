@@ -22,7 +22,8 @@ class Work:
 
     The whole forward with ``n`` active of ``N`` image tokens and ``T`` text tokens costs
     ``per_sample + N * per_embedded_token + n * per_image_token + T * per_text_token
-    + (n + T) * (N + T) * joint_pair + n * N * image_pair + n * T * cross_pair``.
+    + (n + T) * (N + T) * joint_pair + n * N * image_pair + n * T * cross_pair
+    + N * N * embedded_pair + T * T * text_pair``.
     Its caches hold ``(N + T) * joint_kv + N * image_kv + N * output`` elements.
 
     Attributes:
@@ -36,7 +37,11 @@ class Work:
         joint_pair: Attention over the joint sequence, per query-key pair.
         image_pair: Attention among image tokens only, per query-key pair.
         cross_pair: Attention from image to text tokens, per query-key pair.
-        joint_kv: Cached key and value elements per token of the joint sequence, all layers.
+        embedded_pair: Attention among all image tokens before the first block (refiners), which
+            every step runs whole, per query-key pair.
+        text_pair: Attention among text tokens alone, per query-key pair.
+        joint_kv: Cached key and value elements per token of the joint sequence, all layers; with
+            them the output elements where text tokens have an output, too.
         image_kv: Cached key and value elements per image token of image-only attention, all
             layers, with the heads that the attention operation sees: where a model repeats
             grouped keys and values before it, the repeated ones are what the cache holds.
@@ -50,6 +55,8 @@ class Work:
     joint_pair: int = 0
     image_pair: int = 0
     cross_pair: int = 0
+    embedded_pair: int = 0
+    text_pair: int = 0
     joint_kv: int = 0
     image_kv: int = 0
     output: int = 0
