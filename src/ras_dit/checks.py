@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, cast
 
 from torch import nn
@@ -48,17 +49,23 @@ def submodule(block: nn.Module, path: str) -> nn.Module | None:
     return cast("nn.Module", module)
 
 
-def checked_parameters(block: nn.Module, description: TransformerDescription) -> tuple[str, ...]:
-    """Names of a block's parameters, in order.
+def block_parameters(
+    blocks: Sequence[nn.Module], description: TransformerDescription
+) -> list[tuple[str, ...]]:
+    """Names of each block's parameters, in order.
 
     Raises:
-        UnsupportedError: If the description speaks of others.
+        UnsupportedError: If the description speaks of others: every block has the image tokens,
+            and some block each of the further arguments.
     """
-    parameters = tuple(inspect.signature(block.forward).parameters)
-    for name in (description.hidden, *(argument.name for argument in description.token_arguments)):
-        if name not in parameters:
-            raise UnsupportedError(
-                f"{type(block).__name__}.forward has no argument {name!r}, as the description of "
-                f"{description.transformer} says; it has {', '.join(parameters)}"
-            )
+    parameters = [tuple(inspect.signature(block.forward).parameters) for block in blocks]
+    known = {name for names in parameters for name in names}
+    further = (*(argument.name for argument in description.token_arguments), *description.streams)
+    for block, names in zip(blocks, parameters, strict=True):
+        for name in (description.hidden, *(name for name in further if name not in known)):
+            if name not in names:
+                raise UnsupportedError(
+                    f"{type(block).__name__}.forward has no argument {name!r}, as the description "
+                    f"of {description.transformer} says; it has {', '.join(names)}"
+                )
     return parameters

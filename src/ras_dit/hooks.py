@@ -17,7 +17,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ras_dit.adapters import TokenArgument, TransformerDescription
 from ras_dit.attention import AttentionLayer
-from ras_dit.checks import checked_parameters, submodule
+from ras_dit.cache import FreshRows
+from ras_dit.checks import block_parameters, submodule
 from ras_dit.errors import UnsupportedError
 from ras_dit.session import TransformerCall
 from ras_dit.tables import gather_shared, gather_table
@@ -54,6 +55,7 @@ class TransformerHooks:
         self._begin = begin
         self._call: TransformerCall | None = None
         self._gathered: dict[str, tuple[Any, Any]] = {}
+        self._streams: dict[str, tuple[Any, torch.Tensor]] = {}
         self._layers: list[AttentionLayer] = []
         self._handles: list[RemovableHandle] = []
         self._output: tuple[nn.Module, RemovableHandle] | None = None
@@ -74,7 +76,8 @@ class TransformerHooks:
             raise UnsupportedError(
                 f"{type(transformer).__name__} has no block in {', '.join(description.blocks)}"
             )
-        for block in blocks:
+        parameters = block_parameters(blocks, description)
+        for block, names in zip(blocks, parameters, strict=True):
             layers = []
             for path in description.attention:
                 module = submodule(block, path)
@@ -87,11 +90,14 @@ class TransformerHooks:
                     )
                     self._layers.append(layer)
                     layers.append(layer)
-            parameters = checked_parameters(block, description)
-            hook = functools.partial(self._before_block, layers, parameters)
+            hook = functools.partial(self._before_block, layers, names)
             keep(block.register_forward_pre_hook(hook, with_kwargs=True))
         if description.expand:
             keep(blocks[-1].register_forward_hook(self._after_last_block))
+        for name in description.whole:
+            for module in getattr(transformer, name):
+                keep(module.register_forward_pre_hook(self._before_whole))
+                keep(module.register_forward_hook(self._after_whole))
         self.follow_replaced_modules()
 
     def follow_replaced_modules(self) -> None:
@@ -120,6 +126,7 @@ class TransformerHooks:
         """Forget the call under way."""
         self._call = None
         self._gathered.clear()
+        self._streams.clear()
 
     def settings(self) -> list[object]:
         """What of the attention processors decides which operations there are."""
@@ -170,15 +177,24 @@ class TransformerHooks:
                     f"{call.num_image}; the description of {self.description.transformer} "
                     "does not fit this pipeline"
                 )
-            if call.fresh is not None:
-                arguments[name] = call.fresh.take(arguments[name])
         if call.fresh is None:
             return None
+        for stream in (name, *self.description.streams):
+            if arguments.get(stream) is not None:
+                arguments[stream] = self._narrow(stream, arguments[stream], call.fresh)
         for argument in self.description.token_arguments:
             if arguments.get(argument.name) is not None:
                 arguments[argument.name] = self._gather_once(argument, arguments[argument.name])
         # Whatever came by position goes back by position.
         return tuple(arguments.pop(parameter) for parameter in parameters[: len(args)]), arguments
+
+    def _narrow(self, name: str, tokens: torch.Tensor, fresh: FreshRows) -> torch.Tensor:
+        """The fresh rows of a stream where it comes in; what blocks hand on has them only."""
+        if name not in self._streams:
+            self._streams[name] = tokens, fresh.take(tokens)
+        whole, narrowed = self._streams[name]
+        # Some models give the same whole tokens to several blocks.
+        return narrowed if tokens is whole else tokens
 
     def _gather_once(self, argument: TokenArgument, value: Any) -> Any:
         """The fresh rows of what all blocks of one call are given."""
@@ -202,6 +218,8 @@ class TransformerHooks:
         fresh = self._call.fresh
         assert fresh is not None
         length = value.shape[argument.dim] if value.ndim > argument.dim else 0
+        if length == 1 and argument.dim > 0:  # one row for all tokens
+            return value
         if length < fresh.num_tokens:
             raise UnsupportedError(
                 f"{argument.name} of {self.description.transformer}'s blocks is {list(value.shape)}"
@@ -220,11 +238,22 @@ class TransformerHooks:
         call = self._call
         if call is None or call.fresh is None:
             return None
-        whole = output.new_zeros(output.shape[0], call.length, *output.shape[2:])
-        whole.view(-1, *output.shape[2:]).index_copy_(
-            0, call.fresh.rows(call.length), output.flatten(0, 1)
-        )
-        return whole
+        return _spread(output, call.fresh, call.length)
+
+    def _before_whole(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Every token at its place, as a module between the blocks expects them."""
+        call = self._call
+        if call is None or call.fresh is None:
+            return None
+        return _spread(args[0], call.fresh, call.length), *args[1:]
+
+    def _after_whole(
+        self, _module: nn.Module, _args: Any, output: torch.Tensor
+    ) -> torch.Tensor | None:
+        call = self._call
+        if call is None or call.fresh is None:
+            return None
+        return call.fresh.take(output)
 
     def _after_output(
         self, _module: nn.Module, _args: Any, output: torch.Tensor
@@ -237,6 +266,13 @@ class TransformerHooks:
         if call.fills_caches:
             call.cache.keep_output(output)
         return None
+
+
+def _spread(rows: torch.Tensor, fresh: FreshRows, length: int) -> torch.Tensor:
+    """Fresh rows at their places in a sequence that is zero elsewhere."""
+    whole = rows.new_zeros(rows.shape[0], length, *rows.shape[2:])
+    whole.view(-1, *rows.shape[2:]).index_copy_(0, fresh.rows(length), rows.flatten(0, 1))
+    return whole
 
 
 def _each(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

@@ -77,6 +77,8 @@ class TokenArgument:
             two forms, one per token and one for all of them.
         broadcast: With ``dim=0``: the model lines the table up with ``[B, tokens, ...]`` by plain
             broadcasting.
+
+    A table with a single row along ``dim`` (other than 0) is the same for every token and stays.
     """
 
     name: str
@@ -103,7 +105,11 @@ class TransformerDescription:
         latents: Name of the transformer's argument that holds the latents.
         text: Name of the transformer's argument that holds the text tokens, ``[B, T, ...]``.
         hidden: Name of the blocks' argument that holds the image tokens.
-        token_arguments: Further block arguments with one row per token.
+        token_arguments: Further block arguments with one row per token, of some of the blocks.
+        streams: Further block arguments that hold a row per image token and, unlike tables,
+            are handed on from block to block (a control branch beside the main one).
+        whole: Names of lists of modules between the blocks whose first argument and output are
+            the image tokens, each at its place, because they treat frames one by one.
         fixed: Arguments of the transformer that cached keys depend on as a whole (tables of
             positions): a call in which their contents differ from those of the call that filled
             the caches runs dense.
@@ -133,6 +139,8 @@ class TransformerDescription:
     text: str = "encoder_hidden_states"
     hidden: str = "hidden_states"
     token_arguments: tuple[TokenArgument, ...] = ()
+    streams: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
     residuals: tuple[str, ...] = ()
     layout: Callable[[Mapping[str, Any], Mapping[str, Any]], TokenLayout] = latent_layout
