@@ -42,6 +42,15 @@ def latent_layout(arguments: Arguments, config: Config) -> TokenLayout:
     return TokenLayout(grid, num_text_tokens(arguments))
 
 
+def video_layout(arguments: Arguments, config: Config) -> TokenLayout:
+    """Latents ``[B, C, F, H, W]`` as ``hidden_states``, text as ``encoder_hidden_states``."""
+    sizes = arguments["hidden_states"].shape[-3:]
+    frames, height, width = (
+        int(size) // side for size, side in zip(sizes, video_patch(config), strict=True)
+    )
+    return TokenLayout(TokenGrid(height, width, frames), num_text_tokens(arguments))
+
+
 def num_text_tokens(arguments: Arguments, name: str = "encoder_hidden_states") -> int:
     """Text tokens in an argument ``[B, T, ...]``, or in the first member of a list."""
     text = arguments.get(name)
