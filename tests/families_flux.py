@@ -8,6 +8,11 @@ import torch
 from diffusers import (
     AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
+    FluxImg2ImgPipeline,
+    FluxInpaintPipeline,
+    FluxKontextInpaintPipeline,
+    FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
 )
@@ -29,6 +34,18 @@ def generators(images: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(100 + i) for i in range(images)]
 
 
+def pictures(images: int, height: int = HEIGHT, width: int = WIDTH, *, salt: int) -> torch.Tensor:
+    """Random pictures in [0, 1]; one of them is the same in every batch."""
+    return rows(images, 3, height, width, salt=salt).sigmoid()
+
+
+def half_mask(images: int, height: int = HEIGHT, width: int = WIDTH) -> torch.Tensor:
+    """White where a picture is to be made anew: its left half."""
+    mask = torch.zeros(images, 1, height, width)
+    mask[..., : width // 2] = 1
+    return mask
+
+
 def flux_transformer(**settings: Any) -> FluxTransformer2DModel:
     transformer = FluxTransformer2DModel(
         **{
@@ -45,12 +62,17 @@ def flux_transformer(**settings: Any) -> FluxTransformer2DModel:
             **settings,
         }
     )
-    shake(transformer, 0)
+    return shaken(transformer)
+
+
+def shaken(module: torch.nn.Module, seed: int = 0) -> Any:
+    """A module with weights that matter, and norms near one."""
+    shake(module, seed)
     with torch.no_grad():
-        for name, parameter in transformer.named_parameters():
+        for name, parameter in module.named_parameters():
             if "norm" in name and parameter.ndim == 1 and name.endswith("weight"):
                 parameter.add_(1.0)
-    return transformer.eval()
+    return module.eval()
 
 
 def flux_vae() -> AutoencoderKL:
@@ -106,7 +128,75 @@ def flux_true_guidance(images: int) -> dict[str, Any]:
     }
 
 
+def schnell_pipeline() -> Any:
+    return flux_pipeline(components={"transformer": flux_transformer(guidance_embeds=False)})
+
+
+def schnell_call(images: int) -> dict[str, Any]:
+    return flux_call(images) | {"guidance_scale": 0.0}
+
+
+def flux_img2img() -> Any:
+    return flux_pipeline(FluxImg2ImgPipeline)
+
+
+def img2img_call(images: int) -> dict[str, Any]:
+    """Seven of nine steps."""
+    given = {"image": pictures(images, salt=5), "strength": 0.78, "num_inference_steps": 9}
+    return flux_call(images) | given
+
+
+def flux_inpaint() -> Any:
+    return flux_pipeline(FluxInpaintPipeline)
+
+
+def inpaint_call(images: int) -> dict[str, Any]:
+    return img2img_call(images) | {"mask_image": half_mask(images)}
+
+
+def fill_pipeline() -> Any:
+    """Beside the noise come the masked picture, 16 channels, and the mask, 2 x 2 x 4."""
+    transformer = flux_transformer(in_channels=48, out_channels=16)
+    return flux_pipeline(FluxFillPipeline, components={"transformer": transformer})
+
+
+def fill_call(images: int) -> dict[str, Any]:
+    given = {"image": pictures(images, salt=5), "mask_image": half_mask(images)}
+    return flux_call(images) | given
+
+
+def kontext_pipeline() -> Any:
+    return flux_pipeline(FluxKontextPipeline)
+
+
+def kontext_call(images: int) -> dict[str, Any]:
+    """4 x 7 reference tokens, given as latents, beside the 6 x 10 that are made."""
+    return flux_call(images) | {
+        "image": rows(images, 4, 8, 14, salt=5),
+        "max_area": HEIGHT * WIDTH,
+        "_auto_resize": False,
+    }
+
+
+def kontext_inpaint() -> Any:
+    return flux_pipeline(FluxKontextInpaintPipeline)
+
+
+def kontext_inpaint_call(images: int) -> dict[str, Any]:
+    return kontext_call(images) | {
+        "image": pictures(images, salt=5),
+        "image_reference": pictures(images, 16, 28, salt=6),
+        "mask_image": half_mask(images),
+    }
+
+
 FAMILIES = (
     Family("Flux.1", flux_pipeline, flux_call),
     Family("Flux.1", flux_pipeline, flux_true_guidance, feature="true guidance"),
+    Family("Flux.1 schnell", schnell_pipeline, schnell_call, feature="four steps"),
+    Family("Flux.1", flux_img2img, img2img_call, feature="img2img"),
+    Family("Flux.1", flux_inpaint, inpaint_call, feature="inpaint"),
+    Family("Flux.1 Fill", fill_pipeline, fill_call, feature="inpaint"),
+    Family("Flux.1 Kontext", kontext_pipeline, kontext_call, feature="edit", main=True),
+    Family("Flux.1 Kontext", kontext_inpaint, kontext_inpaint_call, feature="inpaint"),
 )
