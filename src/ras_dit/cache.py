@@ -49,6 +49,11 @@ class FreshRows:
         """By how many rows a sparse sequence is shorter than a whole one."""
         return self.num_tokens - self.active.shape[1]
 
+    @property
+    def are_shared(self) -> bool:
+        """Whether all rows of the model batch have the same fresh rows."""
+        return self.images == 1 and self.starts is None
+
     def part(self, batch: int) -> FreshRows:
         """The rows of an operation on some of the guidance branches alone.
 
@@ -140,6 +145,7 @@ class KVCache:
         self.token_dim = token_dim
         self.scale = scale
         self.mask = mask
+        self.num_rows = key.shape[0]
         self.num_keys = key.shape[token_dim]
         self._key = _Rows(key, token_dim)
         self._value = _Rows(value, token_dim)

@@ -228,8 +228,23 @@ class TransformerHooks:
             )
         positions = fresh.positions(length)
         if argument.dim == 0:
+            if fresh.are_shared:
+                positions = positions[:1]
+            elif not argument.broadcast:
+                self._check_operations_on_all_rows(fresh.active.shape[0])
             return gather_shared(value, positions, broadcast=argument.broadcast)
         return gather_table(value, argument.dim, positions)
+
+    def _check_operations_on_all_rows(self, rows: int) -> None:
+        """A table with rows for every image is of no use to attention on some branches alone."""
+        assert self._call is not None
+        layers = self._call.cache.layers.values()
+        if not self.description.attention_by_sample and any(x.num_rows != rows for x in layers):
+            raise UnsupportedError(
+                f"{self.description.transformer} makes attention on some guidance branches alone, "
+                "as perturbed-attention guidance does, and positions of several images with active "
+                "tokens of their own cannot follow; make one image at a time"
+            )
 
     def _after_last_block(
         self, _module: nn.Module, _args: Any, output: torch.Tensor

@@ -250,9 +250,9 @@ def _silent_call(
     replacement: torch.Tensor,
 ) -> tuple[_Silence, torch.Tensor]:
     """What attention was asked in a call, and the noise prediction, attention silenced."""
-    # Some models take entries out of the dictionaries they are given.
+    # Some models take entries out of the dictionaries and lists that they are given.
     arguments = {
-        name: dict(value) if isinstance(value, dict) else value
+        name: value.copy() if isinstance(value, dict | list) else value
         for name, value in call.arguments.items()
     }
     arguments[latents.name] = latents.argument(replacement)
