@@ -7,7 +7,7 @@ OUT ?= out
 LOWEST := 0.36.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest lint format train samples figures wheel wheel-test clean
+.PHONY: help demo test test-lowest lint format train train-judge samples figures wheel wheel-test clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -57,6 +57,10 @@ format: $(VENV)/installed-dev  ## let ruff mend what it can
 
 train: $(VENV)/installed-train  ## train the embedded model (many hours)
 	$(BIN)/python -m training
+
+train-judge: $(VENV)/installed-train  ## train the judge of the emoji world, measure it (about an hour)
+	$(BIN)/python -m training.judge --work work-judge
+	$(BIN)/python -m training.judge_measure --work work-judge
 
 samples: $(VENV)/installed-train  ## draw the contact sheet of the embedded model
 	$(BIN)/python -m training.samples

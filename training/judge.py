@@ -1,10 +1,9 @@
 """Training of the judge: the small network that reads pictures of the emoji world.
 
-    python -m training.judge --art ASSETS --work work-judge [--updates 4000]
-    python -m training.judge --art ASSETS --measure
+    python -m training.judge [--art ASSETS] --work work-judge [--updates 1700]
 
 Continues from WORK/judge.pt; every update draws its pictures from the seed and its own number, so
-that a run that was stopped equals one that was not. `--measure` writes docs/judge.json anew.
+that a run that was stopped equals one that was not. `training.judge_measure` comes next.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ras_dit.embedded import MODEL_DIR
 from ras_dit.evaluation.judge_network import JudgeNetwork, judged_things
+from training.__main__ import get_art
 from training.judge_scenes import (
     IGNORED,
     Targets,
@@ -43,9 +43,10 @@ logger = logging.getLogger(__name__)
 SEED: Final = 0
 RATE, FINAL_RATE, WARMUP = 2e-3, 1e-5, 100
 DECAY, AVERAGE = 1e-3, 0.995
+FLATS_FROM: Final = 1100  # updates; before, only the art is shown
 # Pixels of the scenes (None: a crowded canvas) and pictures in the batch, taken in turn.
 VIEWS: Final = ((None, 12), (128, 36), (None, 12), (256, 9))
-POOL, POOL_TURN = 96, 4  # canvases through the autoencoder at hand; updates until one is new
+POOL, POOL_TURN = 48, 4  # canvases through the autoencoder at hand; updates until one is new
 SAVE_EVERY: Final = 100
 
 
@@ -59,7 +60,11 @@ class Pool:
 
     @torch.inference_mode()
     def _make(self, number: int) -> tuple[int, Tensor, Targets]:
-        canvas = crowded_canvas(self.art, random.Random(f"{SEED}/pool/{number}"))
+        canvas = crowded_canvas(
+            self.art,
+            random.Random(f"{SEED}/pool/{number}"),
+            flats=number * POOL_TURN >= FLATS_FROM,
+        )
         latents = self.autoencoder.encode(to_tensor([canvas])).latent_dist.mode()
         image = self.autoencoder.decode(latents).sample.clamp(-1, 1)
         return number, image, targets([canvas])
@@ -94,7 +99,9 @@ def batch(art: Art, pool: Pool, update: int) -> tuple[Tensor, Targets]:
     generator = torch.Generator().manual_seed(SEED * 1_000_003 + update)
     view, number = VIEWS[update % len(VIEWS)]
     coded = view is None
-    canvases = [training_canvas(art, rng, view) for _ in range(number - coded)]
+    canvases = [
+        training_canvas(art, rng, view, flats=update >= FLATS_FROM) for _ in range(number - coded)
+    ]
     images, wanted = to_tensor(canvases), targets(canvases)
     if coded:
         image, more = pool.at(update)
@@ -106,8 +113,9 @@ def batch(art: Art, pool: Pool, update: int) -> tuple[Tensor, Targets]:
 
 
 def rate_at(update: int, updates: int) -> float:
-    """Learning rate: a short rise, then half a cosine."""
-    falling = 0.5 * (1 + math.cos(math.pi * update / updates))
+    """Learning rate: a short rise, a level until drawn shapes come in, then half a cosine."""
+    done = max(0, update - FLATS_FROM) / max(1, updates - FLATS_FROM)
+    falling = 0.5 * (1 + math.cos(math.pi * done))
     return (FINAL_RATE + (RATE - FINAL_RATE) * falling) * min(1.0, (update + 1) / WARMUP)
 
 
@@ -161,14 +169,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--art", type=Path, required=True, help="folder of the webp pictures")
+    parser.add_argument("--art", type=Path, help="folder of the webp pictures; else from npm")
     parser.add_argument("--work", type=Path, default=Path("work-judge"), help="the checkpoint")
-    parser.add_argument("--updates", type=int, default=4000)
+    parser.add_argument("--updates", type=int, default=1700)
     parser.add_argument("--init-from", type=Path, default=MODEL_DIR, help="for its autoencoder")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(Art(options.art), options.work, options.updates, options.init_from)
+    art = Art(options.art or get_art(options.work))
+    train(art, options.work, options.updates, options.init_from)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Export of the trained judge, its accuracy on held-out scenes, and the statistics of real scenes.
 
-    python -m training.judge_measure --art ASSETS --work work-judge
+    python -m training.judge_measure [--art ASSETS] --work work-judge
 
 Writes the weights and the references into src/ras_dit/embedded/judge, and docs/judge.json.
 """
@@ -29,6 +29,7 @@ from ras_dit.evaluation.judge import JUDGE_DIR, WEIGHTS, Judge
 from ras_dit.evaluation.judge_network import JudgeNetwork, judged_things
 from ras_dit.evaluation.judge_rules import recognised, verdicts
 from ras_dit.world import ColourCheck, Mixture, PatternCheck, Scene, sample_scene
+from training.__main__ import get_art
 from training.judge_scenes import blurred, noisy, scene_canvas, to_tensor
 from training.latents import to_images, to_latents
 from training.render import Art, render
@@ -168,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--art", type=Path, required=True, help="folder of the webp pictures")
+    parser.add_argument("--art", type=Path, help="folder of the webp pictures; else from npm")
     parser.add_argument("--work", type=Path, help="export this folder's checkpoint first")
     parser.add_argument("--judge", type=Path, default=JUDGE_DIR, help="folder of the judge")
     parser.add_argument("--init-from", type=Path, default=MODEL_DIR, help="for its autoencoder")
@@ -176,7 +177,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="of the references")
     parser.add_argument("--out", type=Path, default=Path("docs/judge.json"))
     options = parser.parse_args()
-    art = Art(options.art)
+    art = Art(options.art or get_art(options.work or Path("work-judge")))
     if options.work is not None:
         export(options.work, options.judge)
     judge = Judge.load(options.judge)

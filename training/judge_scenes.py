@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,6 +22,8 @@ CROWDED: Final = 224  # pixels of a crowded canvas: two by two cells, each with 
 _CELL = CROWDED // 2
 _SIZES = (44, 48, 52, 60, 72, 84, 92, 96, 100)  # what scenes of other sizes than ours show
 _UNUSUAL = 0.15
+DRAWN: Final = ("circle", "square", "heart")
+_FLAT = 0.1  # share of things that are drawn as flat shapes
 IGNORED: Final = -100  # label of places that are neither clearly a thing's nor clearly nobody's
 _OWN, _NEAR = 0.2, 0.4  # distance from a thing's middle, in its sizes
 MIXTURE: Final = Mixture(alone=0.4, pair=0.35, group=0.25, shape=0.3, none=0.2)
@@ -36,10 +39,37 @@ class Canvas:
     things: tuple[Placed, ...]
 
 
-def _paste(art: Art, pixels: Pixels, things: Sequence[Placed]) -> Canvas:
-    for placed in things:
+def flat(thing: Thing, size: int) -> Pixels:
+    """A circle, square or heart in the world's colour, as premultiplied RGBA.
+
+    With them a shape's name does not hang on the gloss of its picture.
+    """
+    side = 4 * size
+    mask = Image.new("L", (side, side))
+    pen = ImageDraw.Draw(mask)
+    low, high = 0.04 * side, 0.96 * side
+    if thing.name == "circle":
+        pen.ellipse((low, low, high, high), fill=255)
+    elif thing.name == "square":
+        pen.rounded_rectangle((low, low, high, high), side // 12, fill=255)
+    else:
+        turn = np.linspace(0, 2 * np.pi, 90)
+        across = 0.5 + 0.46 * np.sin(turn) ** 3
+        down = 13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)
+        points = np.stack([across, 0.47 - 0.0285 * down], axis=1) * side
+        pen.polygon([(float(x), float(y)) for x, y in points], fill=255)
+    alpha = np.asarray(mask.resize((size, size), Image.Resampling.BOX), dtype=np.float32) / 255
+    rgb = np.asarray(COLOURS[str(thing.colour)], dtype=np.float32) / 255
+    return np.concatenate([alpha[..., None] * rgb, alpha[..., None]], axis=2)
+
+
+def _paste(
+    art: Art, pixels: Pixels, things: Sequence[Placed], flats: Container[int] = ()
+) -> Canvas:
+    """Things on a background; those with the numbers `flats` are drawn, not taken from the art."""
+    for number, placed in enumerate(things):
         left, top, size = placed.left, placed.top, placed.size
-        picture = art.picture(placed.thing, size)
+        picture = (flat if number in flats else art.picture)(placed.thing, size)
         region = pixels[top : top + size, left : left + size]
         region *= 1 - picture[..., 3:]
         region += picture[..., :3]
@@ -81,19 +111,23 @@ def _background(rng: random.Random) -> tuple[Pixels, set[str | None]]:
     return backdrop(background, CROWDED, CROWDED, rng.uniform(-12, 12)), names
 
 
-def crowded_canvas(art: Art, rng: random.Random) -> Canvas:
-    """A canvas with as many different things as there is room for."""
+def crowded_canvas(art: Art, rng: random.Random, *, flats: bool = True) -> Canvas:
+    """A canvas with as many different things as there is room for; with `flats`, drawn ones too."""
     pixels, colours = _background(rng)
     known = [
         thing for thing in judged_things() if thing.colour is None or thing.colour not in colours
     ]
+    shapes = [thing for thing in known if thing.name in DRAWN]
     things: list[Placed] = []
+    drawn: set[int] = set()
 
     def stand(left: int, top: int, cell: int, usual: int) -> None:
         sizes = [size for size in _SIZES if 0.75 * usual < size <= min(cell, 1.5 * usual)]
         size = rng.choice(sizes) if rng.random() < _UNUSUAL else usual
         room = cell - size
-        thing = rng.choice(known)
+        if flats and rng.random() < _FLAT:
+            drawn.add(len(things))
+        thing = rng.choice(shapes if len(things) in drawn else known)
         things.append(Placed(thing, left + rng.randint(0, room), top + rng.randint(0, room), size))
 
     for top in (0, _CELL):
@@ -107,13 +141,15 @@ def crowded_canvas(art: Art, rng: random.Random) -> Canvas:
                     for x in (left, left + half):
                         if rng.random() < 0.75:
                             stand(x, y, half, 48)
-    return _paste(art, pixels, things)
+    return _paste(art, pixels, things, drawn)
 
 
-def training_canvas(art: Art, rng: random.Random, view: int | None) -> Canvas:
+def training_canvas(
+    art: Art, rng: random.Random, view: int | None, *, flats: bool = True
+) -> Canvas:
     """A crowded canvas (`view` None), or a scene that training may see at that many pixels."""
     if view is None:
-        return crowded_canvas(art, rng)
+        return crowded_canvas(art, rng, flats=flats)
     return scene_canvas(art, sample_scene(rng, MIXTURE), view, view, rng)
 
 

@@ -41,7 +41,7 @@ WEIGHTS: Final = "judge.safetensors"
 SURE: Final = 0.5  # certainty from which a thing counts as seen
 _POSSIBLE: Final = 0.3  # certainty from which the background is not measured there
 _LEAST: Final = 32  # pixels of the shorter side
-_SMALL: Final = 128  # pictures with a shorter side below this are read at twice their size
+_SMALL: Final = 128  # pixels; pictures with a shorter side below are read enlarged to it
 _SAME = 0.35  # distance of two answers about the same thing, in its sizes
 _COVERED = 0.5
 
@@ -135,8 +135,8 @@ class Judge:
         """What a picture shows.
 
         Args:
-            image: At least 32 x 32 pixels. Made for 256 x 256 and 128 x 128; things of 40 to 100
-                pixels are known (of 20 to 50 in pictures below 128 pixels).
+            image: At least 32 x 32 pixels. Things of 40 to 100 pixels are known, as they are in
+                scenes of 128 pixels and more; smaller pictures are read enlarged to 128.
 
         Raises:
             RASError: If the picture is smaller.
@@ -148,7 +148,7 @@ class Judge:
                 f" {_LEAST}x{_LEAST}"
             )
         pixels = np.asarray(image.convert("RGB"), dtype=np.float32) / 255
-        scale = 2 if min(width, height) < _SMALL else 1
+        scale = max(1.0, _SMALL / min(width, height))
         seen, features = self._look(torch.from_numpy(pixels.copy()), scale)
         return Reading(
             width=width,
@@ -167,11 +167,12 @@ class Judge:
         return [self.read(image) for image in images]
 
     @torch.inference_mode()
-    def _look(self, pixels: Tensor, scale: int) -> tuple[list[SeenThing], NDArray[np.float32]]:
+    def _look(self, pixels: Tensor, scale: float) -> tuple[list[SeenThing], NDArray[np.float32]]:
         """Things of [H, W, 3] pixels, the surest first and at least one, and the features."""
         picture = pixels.permute(2, 0, 1)[None] * 2 - 1
         if scale > 1:
-            picture = F.interpolate(picture, scale_factor=scale, mode="bilinear")
+            larger = tuple(round(side * scale) for side in pixels.shape[:2])
+            picture = F.interpolate(picture, size=larger, mode="bilinear")
         right, below = (-side % STRIDE for side in (picture.shape[3], picture.shape[2]))
         if right or below:
             picture = F.pad(picture, (0, right, 0, below), mode="replicate")

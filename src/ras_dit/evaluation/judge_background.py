@@ -26,7 +26,7 @@ BANDS: Final = 8  # stripes, or rows of checks, along the picture's shorter side
 # A share of the variance that a fit must explain, and the least distance of its two colours.
 EXPLAINED: Final = 0.5
 CONTRAST: Final = 0.07  # in RGB of 0 to 1
-NEAR: Final = 30.0  # CIE 1976 difference up to which a colour still has its name
+NEAR: Final = 22.0  # CIE 1976 difference up to which a colour still has its name
 _OUTLIER = 0.15
 _ROUNDS = 3
 _LIGHT = (0.6, 0.4)  # the second colour of a pattern: so much of the first, so much white
