@@ -110,6 +110,7 @@ class AttentionLayer:
         scale, mask = options.get("scale"), options.get("attn_mask")
         if call.fresh is None:
             if call.fills_caches and key.shape[token_dim] >= call.num_image:
+                mask = call.cache.shared_mask(mask)
                 call.cache.layers[place] = KVCache(key, value, token_dim, scale, mask)
             return key, value
         cached = call.cache.layers.get(place)

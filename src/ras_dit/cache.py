@@ -152,11 +152,8 @@ class KVCache:
 
     @property
     def nbytes(self) -> int:
-        """Size in bytes."""
-        # A mask that is the same for every query takes next to nothing, however it is expanded.
-        by_query = self.mask is not None and self.mask.ndim > 1 and self.mask.stride(-2) != 0
-        mask = self.mask.untyped_storage().nbytes() if self.mask is not None and by_query else 0
-        return self._key.whole.nbytes + self._value.whole.nbytes + mask
+        """Size in bytes, without the mask, which layers share."""
+        return self._key.whole.nbytes + self._value.whole.nbytes
 
     def mask_of(
         self, mask: torch.Tensor | None, num_queries: int, fresh: FreshRows
@@ -225,11 +222,13 @@ class BranchCache:
     Attributes:
         signature: What the filling call looked like; a call of another kind must run dense.
         layers: K/V caches by (layer, operation within the layer).
+        masks: The different attention masks of the layers.
         output: Last output of every row, ``[B, L, C]``: the image tokens, or the whole sequence.
     """
 
     signature: object
     layers: dict[tuple[int, int], KVCache] = field(default_factory=dict)
+    masks: list[torch.Tensor] = field(default_factory=list)
     output: torch.Tensor | None = None
 
     @property
@@ -241,7 +240,26 @@ class BranchCache:
     def nbytes(self) -> int:
         """Size in bytes."""
         output = 0 if self.output is None else self.output.nbytes
-        return output + sum(layer.nbytes for layer in self.layers.values())
+        # A mask that is the same for every query takes next to nothing, however it is expanded.
+        masks = sum(
+            mask.untyped_storage().nbytes()
+            for mask in self.masks
+            if mask.ndim > 1 and mask.shape[-2] > 1 and mask.stride(-2) != 0
+        )
+        return output + masks + sum(layer.nbytes for layer in self.layers.values())
+
+    def shared_mask(self, mask: torch.Tensor | None) -> torch.Tensor | None:
+        """A mask, or an equal one of an earlier layer: some models make it anew in every layer."""
+        if mask is None:
+            return None
+        for known in self.masks:
+            if known is mask:
+                return known
+            # Comparing contents would break a compiled graph.
+            if not torch.compiler.is_compiling() and _equal(known, mask):
+                return known
+        self.masks.append(mask)
+        return mask
 
     def keep_output(self, output: torch.Tensor) -> None:
         """Keep a copy of a dense step's output ``[B, L, C]``."""
@@ -264,3 +282,8 @@ class BranchCache:
             output = fresh.take(output)
         scatter_rows(self.output, fresh.rows(length), output)
         return self.output.clone()
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
+    same = one.dtype == other.dtype and one.device == other.device
+    return same and torch.equal(one, other)

@@ -5,7 +5,7 @@ Shape letters: B rows of the model batch, N image tokens, T text tokens, C chann
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,24 +68,42 @@ def first_of(latents: Any) -> torch.Tensor:
 def layout_from_ids(ids_name: str = "img_ids") -> Callable[[Arguments, Config], TokenLayout]:
     """Packed latents whose positions ``[(B,) N, axes]`` say where each token stands.
 
-    The first axis tells pictures apart: what is not of the first token's picture is a
-    reference. The next two are row and column.
+    The first axis tells pictures apart, the next two are row and column. The first picture is
+    made and the others are references, unless the model takes more channels than it gives: then
+    what is given comes in channels beside the noise, and all pictures are made.
     """
 
-    def layout(arguments: Arguments, _config: Config) -> TokenLayout:
+    def layout(arguments: Arguments, config: Config) -> TokenLayout:
         ids = arguments[ids_name]
         ids = ids[0] if ids.ndim == 3 else ids
         places = ids[:, :3].round().to("cpu", torch.int64)
-        own = (places[:, 0] == places[0, 0]).long()
-        # The picture itself comes first and in one piece.
-        count = int(own.cumprod(0).sum())
-        height, width = (int(axis.max() - axis.min()) + 1 for axis in places[:count, 1:3].unbind(1))
-        grid = TokenGrid(height, width)
-        if grid.num_tokens != count:
-            raise UnsupportedError(
-                f"{ids_name} places {count} image tokens in {height} rows and {width} columns; "
-                "expected a full rectangle of tokens, which RAS needs to tell regions apart"
-            )
-        return TokenLayout(grid, num_text_tokens(arguments), ids.shape[0] - count)
+        _, counts = places[:, 0].unique_consecutive(return_counts=True)
+        sizes = []
+        for picture in places.split(counts.tolist()):
+            height, width = (int(axis.max() - axis.min()) + 1 for axis in picture[:, 1:].unbind(1))
+            sizes.append((height, width))
+            if height * width != len(picture):
+                raise UnsupportedError(
+                    f"{ids_name} places {len(picture)} image tokens in {height} rows and {width} "
+                    "columns; expected a full rectangle, which RAS needs to tell regions apart"
+                )
+        in_channels = config["in_channels"]
+        all_made = in_channels > int(config["out_channels"] or in_channels)
+        grid = stacked(sizes if all_made else sizes[:1])
+        references = ids.shape[0] - grid.num_tokens
+        return TokenLayout(grid, num_text_tokens(arguments), references)
 
     return layout
+
+
+def stacked(sizes: Sequence[tuple[int, int]]) -> TokenGrid:
+    """The grid of pictures that are made together, one below the other.
+
+    Args:
+        sizes: Height and width of each in tokens, at least one. Where widths differ, the grid
+            is one row of all tokens.
+    """
+    heights, widths = zip(*sizes, strict=True)
+    if len(set(widths)) == 1:
+        return TokenGrid(sum(heights), widths[0])
+    return TokenGrid(1, sum(height * width for height, width in sizes))
