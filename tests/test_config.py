@@ -36,6 +36,8 @@ from ras_dit.config import presets
         ("keep", "middle"),
         ("starvation_scale", -0.1),
         ("starvation_scale", float("inf")),
+        ("max_dropped", 0),
+        ("max_dropped", "never"),
         ("granularity", 0),
         ("seed", -1),
     ],
@@ -70,6 +72,14 @@ def test_it_is_frozen_and_compares_by_value() -> None:
 )
 def test_auto_keeps_the_papers_direction(metric: Any, keep: Any, kept: str) -> None:
     assert RASConfig(metric=metric, keep=keep).kept_scores == kept
+
+
+def test_the_limit_to_drops_in_a_row_follows_the_ratio() -> None:
+    assert [RASConfig(sample_ratio=r).longest_drop for r in (1.0, 0.5, 0.3)] == [4, 8, 14]
+    assert RASConfig(max_dropped=5).longest_drop == 5
+    assert RASConfig(max_dropped=None).longest_drop is None
+    assert RASConfig.microsoft().longest_drop is None
+    assert RASConfig.paper("sd3", 0.5).longest_drop == 8
 
 
 def test_every_preset_loads_by_its_name() -> None:

@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from ras_dit.selection import choose, count_drops, l2_score, priority, std_score
+import ras_dit
+from ras_dit.selection import (
+    choose,
+    count_drops,
+    l2_score,
+    overdue_first,
+    priority,
+    std_score,
+)
 from ras_dit.tokens import TokenGrid, by_token, flat_rows, gather_rows, scatter_rows
 
 
@@ -84,6 +92,34 @@ def test_starvation_reaches_every_token_within_a_run(keep: str) -> None:
         refreshed.scatter_(1, active, 1)
         drops = count_drops(drops, active)
     assert refreshed.all()
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.25, 0.125])
+def test_no_score_keeps_a_token_out_for_a_whole_run(ratio: float) -> None:
+    """Scores that differ more than starvation can make up for in 22 sparse steps."""
+    generator = torch.Generator().manual_seed(0)
+    config = ras_dit.RASConfig(sample_ratio=ratio, starvation_scale=0.01)
+    limit = config.longest_drop
+    assert limit is not None
+    score = torch.rand(3, 400, generator=generator) ** 9
+    drops, in_a_row, refreshed = torch.zeros(3, 400), torch.zeros(3, 400), torch.zeros(3, 400)
+    without = torch.zeros(3, 400)
+    for _ in range(3 * limit):
+        ranks = priority(score, drops, "low", config.starvation_scale)
+        without.scatter_(1, choose(ranks, round(400 * ratio)), 1)
+        active = choose(overdue_first(ranks, in_a_row, limit), round(400 * ratio))
+        refreshed.scatter_(1, active, 1)
+        drops = count_drops(drops, active)
+        in_a_row = count_drops(in_a_row, active, "since_refresh")
+    assert refreshed.all()
+    assert not without.all()
+
+
+def test_the_longest_overdue_come_first() -> None:
+    ranks = torch.tensor([[5.0, 4.0, -3.0, -9.0]])
+    late = overdue_first(ranks, torch.tensor([[0.0, 7.0, 8.0, 9.0]]), 8)
+    assert choose(late, 2).tolist() == [[2, 3]]
+    assert late.argsort(descending=True).tolist() == [[3, 2, 0, 1]]
 
 
 def test_rows_of_each_sample_are_its_own() -> None:

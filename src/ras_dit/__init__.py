@@ -12,6 +12,7 @@ from ras_dit.patch import Handle, disable, enable
 from ras_dit.recording import Recording
 from ras_dit.summary import Summary, summary
 from ras_dit.trace import StepTrace, Trace
+from ras_dit.verification import Verification, verify
 
 __all__ = [
     "Handle",
@@ -24,7 +25,9 @@ __all__ = [
     "Trace",
     "TransformerDescription",
     "UnsupportedError",
+    "Verification",
     "disable",
     "enable",
     "summary",
+    "verify",
 ]
