@@ -8,8 +8,14 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from PIL import Image
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from pipelines import shake
+
+WORDS = ("<pad>", "<unk>", "a", "dog", "fox")
 
 _Module = TypeVar("_Module", bound=torch.nn.Module)
 
@@ -72,3 +78,25 @@ def wan_vae(channels: int = 4) -> AutoencoderKLWan:
         latents_std=[1.0] * channels,
         scale_factor_spatial=4,
     ).eval()
+
+
+def text_encoder(width: int) -> T5EncoderModel:
+    """A text encoder for pipelines that take no embeddings."""
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=len(WORDS), d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+    )
+    return T5EncoderModel(config).eval()
+
+
+def tokenizer(length: int) -> PreTrainedTokenizerFast:
+    """One token a word."""
+    vocabulary = {word: index for index, word in enumerate(WORDS)}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106
+    words.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words,
+        pad_token="<pad>",  # noqa: S106
+        unk_token="<unk>",  # noqa: S106
+        model_max_length=length,
+    )

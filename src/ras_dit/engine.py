@@ -25,7 +25,7 @@ from ras_dit.observe import observe, observers, unobserve
 from ras_dit.recording import Recording
 from ras_dit.session import RunShape, Session, TransformerCall
 from ras_dit.signature import CallSignature
-from ras_dit.tokens import by_token
+from ras_dit.tokens import own_by_token
 from ras_dit.trace import Trace
 
 # The components of a pipeline that denoise; where there are two, they take turns.
@@ -140,6 +140,8 @@ class Engine:
         """Which image tokens of each row are given rather than made, bool ``[R, N]``."""
         name = self.description.token_timestep
         timestep = None if name is None else arguments[name]
+        if timestep is not None and timestep.ndim == 3:
+            timestep = timestep[..., 0]
         if timestep is None or timestep.ndim != 2:
             return None
         layout = session.shape.layout
@@ -167,7 +169,8 @@ class Engine:
             description.token_order,
             shape,
             functools.partial(
-                by_token,
+                own_by_token,
+                layout=shape.layout,
                 patch=description.patch(part.model_config),
                 frames_first=description.frames_first,
             ),
@@ -228,8 +231,12 @@ class Engine:
         if self not in observers(pipe.scheduler, Engine):
             self.watch(pipe)
 
-    def end_pipeline(self) -> None:
-        """A watched pipeline is done, or has failed, or was interrupted."""
+    def end_pipeline(self, *, failed: bool) -> None:
+        """A watched pipeline is done, or has failed."""
+        failed = failed or getattr(self._pipe, "interrupt", False)
+        if not failed and self._session is not None and self._session.begun:
+            # Some pipelines make fewer steps than their scheduler has.
+            self._finished = self._session
         self.drop()
         self._pipe = None
 
@@ -277,11 +284,14 @@ def _run_pipeline(
     engines = [engine for engine in watching if isinstance(engine, Engine)]
     for engine in engines:
         engine.begin_pipeline(pipe)
+    failed = True
     try:
-        return method(pipe, *args, **kwargs)
+        result = method(pipe, *args, **kwargs)
+        failed = False
+        return result
     finally:
         for engine in engines:
-            engine.end_pipeline()
+            engine.end_pipeline(failed=failed)
 
 
 def _run_set_timesteps(

@@ -126,6 +126,11 @@ class Session:
         return self._index >= len(self.plans)
 
     @property
+    def begun(self) -> bool:
+        """Whether a step was made."""
+        return self._index > 0
+
+    @property
     def called(self) -> bool:
         """Whether the transformer was called since the last step."""
         return bool(self._calls)

@@ -98,6 +98,16 @@ def by_token(
     return by_row.reshape(batch, f * h * w, frames * height * width, channels)
 
 
+def own_by_token(
+    latents: torch.Tensor, layout: TokenLayout, patch: int | Patch, *, frames_first: bool = False
+) -> torch.Tensor:
+    """As :func:`by_token`, without the references where the latents have them, too."""
+    tokens = by_token(latents, patch, frames_first=frames_first)
+    if layout.num_references and tokens.shape[1] == layout.num_image:
+        return tokens[:, layout.offset :][:, : layout.grid.num_tokens]
+    return tokens
+
+
 def flat_rows(active: torch.Tensor, num_tokens: int) -> torch.Tensor:
     """Row numbers in a ``[B * N, ...]`` view.
 

@@ -7,13 +7,13 @@ from types import MappingProxyType
 
 from torch import nn
 
-from ras_dit.adapters import flux, images, qwen, refused, unified, wan
+from ras_dit.adapters import crossed, flux, images, joint, ltx, qwen, refused, unified, wan
 from ras_dit.adapters.base import TokenArgument, TransformerDescription, Work
 from ras_dit.errors import UnsupportedError
 
 __all__ = ["DESCRIPTIONS", "TokenArgument", "TransformerDescription", "Work", "describe"]
 
-_ROOMS = (images, flux, qwen, unified, wan)
+_ROOMS = (images, crossed, joint, flux, qwen, unified, wan, ltx)
 
 DESCRIPTIONS: Mapping[str, TransformerDescription] = MappingProxyType(
     {description.transformer: description for room in _ROOMS for description in room.TRANSFORMERS}
