@@ -1,6 +1,6 @@
 """Training of the judge: the small network that reads pictures of the emoji world.
 
-    python -m training.judge [--art ASSETS] --work work-judge [--updates 1700]
+    python -m training.judge [--art ASSETS] --work work-judge [--updates 1450]
 
 Continues from WORK/judge.pt; every update draws its pictures from the seed and its own number, so
 that a run that was stopped equals one that was not. `training.judge_measure` comes next.
@@ -171,7 +171,7 @@ def main() -> None:
     )
     parser.add_argument("--art", type=Path, help="folder of the webp pictures; else from npm")
     parser.add_argument("--work", type=Path, default=Path("work-judge"), help="the checkpoint")
-    parser.add_argument("--updates", type=int, default=1700)
+    parser.add_argument("--updates", type=int, default=1450)
     parser.add_argument("--init-from", type=Path, default=MODEL_DIR, help="for its autoencoder")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,7 @@ from training.latents import to_images, to_latents
 from training.render import Art, render
 
 BLUR, NOISE = 1.5, 0.1  # deviations: pixels, and on the scale 0 to 1
-SCENES: Final = 200  # held-out scenes of each kind and size
+SCENES: Final = 100  # held-out scenes of each kind and size
 KINDS: Final = {
     "alone": Mixture(alone=1, pair=0, group=0),
     "pair": Mixture(alone=0, pair=1, group=0),
@@ -140,7 +140,7 @@ def distances(
         return [torch.from_numpy(image).permute(2, 0, 1) * 2 - 1 for image in pixels]
 
     def features(images: list[Tensor]) -> np.ndarray:
-        return np.stack([judge.read(to_picture(image)).features for image in images])
+        return np.stack([judge.features(to_picture(image)) for image in images])
 
     known = features(draw(IN_REFERENCE))
     reference = make_reference(known, features(draw(max(REAL))), REAL, judge_checksum(folder))

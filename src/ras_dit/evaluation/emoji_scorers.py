@@ -73,10 +73,6 @@ def judged_row(scene: Scene, reading: Reading) -> dict[str, Any]:
     return row
 
 
-def _read(judge: Judge, picture: Picture) -> Reading:
-    return judge.read(Image.fromarray(read_picture(picture.path)))
-
-
 class EmojiScorer:
     """Shares of pictures that keep what their captions promise, by task."""
 
@@ -93,7 +89,8 @@ class EmojiScorer:
     def measure(self, pictures: Sequence[Picture]) -> Measured:
         """One row a picture."""
         scenes = [scene_of(picture.prompt) for picture in pictures]
-        readings = [_read(self._judge, picture) for picture in pictures]
+        images = [Image.fromarray(read_picture(picture.path)) for picture in pictures]
+        readings = self._judge.read_all(images)
         return Measured(tuple(judged_row(s, r) for s, r in zip(scenes, readings, strict=True)))
 
     def summarise(self, measured: Measured, pictures: Sequence[Picture]) -> Summary:
@@ -138,10 +135,10 @@ class EmojiDistanceScorer:
 
     def measure(self, pictures: Sequence[Picture]) -> Measured:
         """Features ``[pictures, 128]``, and the sizes."""
-        readings = [_read(self._judge, picture) for picture in pictures]
+        images = [Image.fromarray(read_picture(picture.path)) for picture in pictures]
         return Measured(
-            tuple({"size": [reading.width, reading.height]} for reading in readings),
-            {"features": np.stack([reading.features for reading in readings])},
+            tuple({"size": [image.width, image.height]} for image in images),
+            {"features": np.stack([self._judge.features(image) for image in images])},
         )
 
     def summarise(self, measured: Measured, pictures: Sequence[Picture]) -> Summary:
