@@ -22,24 +22,10 @@ from diffusers import (
 from families import pictures
 from families_flux import generators, rows
 from family_laws import STEPS, Family
-from pipelines import shake, tiny_vae
+from family_parts import near_one, quiet, text_mask
+from pipelines import tiny_vae
 
 TEXT, FEATURES = 7, 20
-
-
-def near_one(transformer: torch.nn.Module) -> None:
-    """Random weights that matter, with norms near one so that attention chooses."""
-    shake(transformer, 0)
-    with torch.no_grad():
-        for name, parameter in transformer.named_parameters():
-            if "norm" in name and parameter.ndim == 1 and name.endswith("weight"):
-                parameter.add_(1.0)
-    transformer.eval()
-
-
-def quiet(pipe: Any) -> Any:
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 # -- Lumina-Image-2 --------------------------------------------------------------------------------
@@ -76,17 +62,13 @@ def lumina2_pipeline() -> Any:
     )
 
 
-def mask(lengths: list[int]) -> torch.Tensor:
-    return (torch.arange(TEXT) < torch.tensor(lengths)[:, None]).long()
-
-
 def lumina2_call(images: int) -> dict[str, Any]:
     """Texts of full length: 5 x 9 image tokens of 16 pixels."""
     return {
         "prompt_embeds": rows(images, TEXT, FEATURES, salt=1),
         "negative_prompt_embeds": rows(images, TEXT, FEATURES, salt=2),
-        "prompt_attention_mask": mask([TEXT] * images),
-        "negative_prompt_attention_mask": mask([TEXT] * images),
+        "prompt_attention_mask": text_mask(TEXT, [TEXT] * images),
+        "negative_prompt_attention_mask": text_mask(TEXT, [TEXT] * images),
         "height": 80,
         "width": 144,
         "num_inference_steps": STEPS,
@@ -98,8 +80,8 @@ def lumina2_call(images: int) -> dict[str, Any]:
 def lumina2_lengths(images: int) -> dict[str, Any]:
     """Each text has a length of its own, and negative ones others than positive ones."""
     return lumina2_call(images) | {
-        "prompt_attention_mask": mask([5 - 2 * i for i in range(images)]),
-        "negative_prompt_attention_mask": mask([2 + i for i in range(images)]),
+        "prompt_attention_mask": text_mask(TEXT, [5 - 2 * i for i in range(images)]),
+        "negative_prompt_attention_mask": text_mask(TEXT, [2 + i for i in range(images)]),
     }
 
 

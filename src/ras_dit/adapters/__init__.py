@@ -7,13 +7,38 @@ from types import MappingProxyType
 
 from torch import nn
 
-from ras_dit.adapters import crossed, flux, images, joint, ltx, qwen, refused, unified, wan
+from ras_dit.adapters import (
+    cogvideox,
+    crossed,
+    flux,
+    hunyuan_video,
+    images,
+    joint,
+    ltx,
+    mochi,
+    qwen,
+    refused,
+    unified,
+    wan,
+)
 from ras_dit.adapters.base import TokenArgument, TransformerDescription, Work
 from ras_dit.errors import UnsupportedError
 
 __all__ = ["DESCRIPTIONS", "TokenArgument", "TransformerDescription", "Work", "describe"]
 
-_ROOMS = (images, crossed, joint, flux, qwen, unified, wan, ltx)
+_ROOMS = (
+    images,
+    crossed,
+    joint,
+    flux,
+    qwen,
+    unified,
+    wan,
+    ltx,
+    hunyuan_video,
+    cogvideox,
+    mochi,
+)
 
 DESCRIPTIONS: Mapping[str, TransformerDescription] = MappingProxyType(
     {description.transformer: description for room in _ROOMS for description in room.TRANSFORMERS}
