@@ -59,9 +59,8 @@ class _Shift:
             for _ in range(count):
                 self._hire_one()
             idle: list[Any] = []
-            exhausted = False
             while True:
-                while idle and not exhausted:
+                while idle:
                     task = self._again.popleft() if self._again else next(tasks, None)
                     if task is None:
                         break

@@ -13,6 +13,7 @@ from ras_dit.evaluation.scorers import Statistic
 from ras_dit.evaluation.statistics import bootstrap_means, interval
 
 Word = Literal["beats", "ties", "loses"]
+_WORDS: tuple[Word, ...] = ("beats", "loses", "ties")
 # A control whose time is further off than this is none of equal time.
 EQUAL = 1.25
 _Z = 1.96
@@ -88,21 +89,17 @@ class Duel:
     def verdict(self) -> str:
         """One word over all statistics."""
         words = set(self.words.values())
-        if not self.equal_time:
-            # Better although faster, or worse although slower, needs no equal time.
-            if words == {"loses"} and self.time_ratio < 1:
-                return "loses"
-            if words == {"beats"} and self.time_ratio > 1:
-                return "beats"
-            return "no control of equal time"
-        if not words and self.is_reference:
+        if not words and self.equal_time and self.is_reference:
             return "no faster than the reference"
+        # Better although faster, or worse although slower, needs no equal time.
+        clear = (words == {"loses"} and self.time_ratio < 1) or (
+            words == {"beats"} and self.time_ratio > 1
+        )
+        if not self.equal_time and not clear:
+            return "no control of equal time"
         if {"beats", "loses"} <= words:
             return "mixed"
-        for word in ("beats", "loses", "ties"):
-            if word in words:
-                return word
-        return "not scored"
+        return next((word for word in _WORDS if word in words), "not scored")
 
 
 def time_of(result: RowResult, *, measured: bool) -> float | None:

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 
 from ras_dit.errors import RASError
 
-_PART = ".part"
+PART = ".part"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -31,7 +31,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         OSError: If it cannot be written for another reason.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}{_PART}")
+    part = path.with_name(f"{path.name}{PART}")
     try:
         with part.open("wb") as file:
             file.write(content)
@@ -97,7 +97,7 @@ def checksum(path: Path) -> str:
 
 def sweep(folder: Path) -> None:
     """Remove what a killed run left half-written."""
-    for part in folder.rglob(f"*{_PART}"):
+    for part in folder.rglob(f"*{PART}"):
         part.unlink(missing_ok=True)
 
 

@@ -21,7 +21,7 @@ from ras_dit.config import RASConfig
 from ras_dit.cost import plan_cost
 from ras_dit.embedded import MODEL_DIR
 from ras_dit.errors import RASError
-from ras_dit.evaluation.files import dump, read_json, write_json
+from ras_dit.evaluation.files import PART, dump, read_json, write_json
 from ras_dit.evaluation.prompts import Prompt, read_prompts
 from ras_dit.evaluation.rows import Row, add_controls, add_reference, read_controls, read_rows
 from ras_dit.loading import call_defaults, locate
@@ -229,7 +229,9 @@ def store(folder: Path, manifest: Manifest, settings: Settings) -> None:
     if path.exists():
         _check_same(read_json(path), manifest, folder)
     else:
-        foreign = [item.name for item in folder.iterdir() if item.name != ".lock"]
+        # A run that was killed while it wrote its first file has begun nothing.
+        own = (".lock", f"{MANIFEST}{PART}")
+        foreign = [item.name for item in folder.iterdir() if item.name not in own]
         if foreign:
             raise RASError(
                 f"{str(folder)!r} holds {foreign[0]!r} and no evaluation; give a new folder"
