@@ -94,7 +94,7 @@ class EmojiScorer:
         return Measured(tuple(judged_row(s, r) for s, r in zip(scenes, readings, strict=True)))
 
     def summarise(self, measured: Measured, pictures: Sequence[Picture]) -> Summary:
-        """The mean of each task over the pictures that belong to it, in percent."""
+        """The mean of each task over the pictures that belong to it, 0 to 1."""
         statistics = [
             mean_statistic(
                 "emoji kept",
@@ -108,13 +108,13 @@ class EmojiScorer:
             both = list(zip(measured.rows, pictures, strict=True))
             chosen = [(row[task], picture) for row, picture in both if task in row]
             if chosen:
-                # Not every picture has the task, so that rows cannot be compared by a column.
                 statistics.append(
                     mean_statistic(
                         f"emoji {task}",
                         [value for value, _ in chosen],
                         [picture for _, picture in chosen],
                         better="higher",
+                        column=task,
                     )
                 )
         return Summary(tuple(statistics))
