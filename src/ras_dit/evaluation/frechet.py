@@ -38,24 +38,62 @@ def fit(features: NDArray[np.floating]) -> Gaussian:
     Raises:
         RASError: If there are fewer than 2, or they are not finite.
     """
-    if len(features) < 2:
-        raise RASError(f"{len(features)} pictures have no covariance; expected at least 2")
-    data = np.asarray(features, dtype=np.float64)
-    if not np.isfinite(data).all():
-        raise RASError("some features are not finite; look for damaged weights")
-    mean = data.mean(axis=0)
-    centred = data - mean
-    return Gaussian(mean, centred.T @ centred / (len(data) - 1), len(data))
+    mean, centred = _centred(features)
+    return Gaussian(mean, centred.T @ centred, len(features))
 
 
-def frechet_distance(first: Gaussian, second: Gaussian) -> float:
-    """``|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2))`` (Dowson and Landau 1982).
+class Target:
+    """A Gaussian that several sets of features are compared with.
 
-    The trace of the root is the sum of the roots of the eigenvalues of ``S C1 S``, where S is the
-    symmetric root of C2: nothing complex can come up, and no small number has to be added to
-    covariances of low rank.
+    Args:
+        gaussian: Of the reference.
     """
-    return _distance(first, second, symmetric_root(second.covariance))
+
+    def __init__(self, gaussian: Gaussian) -> None:
+        self.gaussian = gaussian
+        self._root = symmetric_root(gaussian.covariance)
+
+    def distance(self, features: NDArray[np.floating]) -> float:
+        """``|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2))`` (Dowson and Landau 1982).
+
+        The trace of the root is the sum of the roots of the eigenvalues of ``S C1 S``, where S is
+        the symmetric root of C2: nothing complex can come up, and no small number has to be added
+        to covariances of low rank. With C1 = X^T X and fewer rows of X than columns, the nonzero
+        ones are those of the smaller ``X S S X^T``.
+
+        Args:
+            features: ``[n, D]``, n at least 2.
+
+        Raises:
+            RASError: If there are fewer than 2, or they are not finite.
+        """
+        mean, centred = _centred(features)
+        half = centred @ self._root
+        inner = half @ half.T if len(half) < half.shape[1] else half.T @ half
+        values = torch.linalg.eigvalsh(torch.from_numpy(inner)).clamp(min=0)
+        shift = mean - self.gaussian.mean
+        spread = float(np.square(centred).sum() + np.trace(self.gaussian.covariance))
+        return float(shift @ shift) + spread - 2 * float(values.sqrt().sum())
+
+    def error(self, features: NDArray[np.floating], *, resamples: int = RESAMPLES) -> float:
+        """Bootstrap standard error of the distance, the reference taken as known.
+
+        The draws themselves are no interval: pictures that are drawn twice lower the rank of the
+        covariance, so that their distances are too large; only their spread is used.
+
+        Args:
+            features: ``[n, D]``.
+            resamples: Number of bootstrap samples.
+        """
+        rng = np.random.default_rng(0)
+        count = len(features)
+        draws = [self.distance(features[rng.integers(0, count, count)]) for _ in range(resamples)]
+        return float(np.std(draws))
+
+
+def frechet_distance(features: NDArray[np.floating], reference: Gaussian) -> float:
+    """The distance of one set of features; see :meth:`Target.distance`."""
+    return Target(reference).distance(features)
 
 
 def symmetric_root(covariance: Matrix) -> Matrix:
@@ -65,47 +103,12 @@ def symmetric_root(covariance: Matrix) -> Matrix:
     return root
 
 
-def distance_error(
-    features: NDArray[np.floating], reference: Gaussian, *, resamples: int = RESAMPLES
-) -> float:
-    """Bootstrap standard error of the distance between features and a fixed reference.
-
-    The draws themselves are no interval: pictures that are drawn twice lower the rank of the
-    covariance, so that their distances are too large; only their spread is used.
-
-    Args:
-        features: ``[n, D]``.
-        reference: The other Gaussian, taken as known.
-        resamples: Number of bootstrap samples.
-    """
+def _centred(features: NDArray[np.floating]) -> tuple[Matrix, Matrix]:
+    """Mean, and deviations over the root of n - 1, so that their product is the covariance."""
+    if len(features) < 2:
+        raise RASError(f"{len(features)} pictures have no covariance; expected at least 2")
     data = np.asarray(features, dtype=np.float64)
-    root = symmetric_root(reference.covariance)
-    rng = np.random.default_rng(0)
-    draws = []
-    for _ in range(resamples):
-        drawn = data[rng.integers(0, len(data), len(data))]
-        draws.append(_distance_of(drawn, reference, root))
-    return float(np.std(draws))
-
-
-def _distance(first: Gaussian, second: Gaussian, root: Matrix) -> float:
-    inner = torch.from_numpy(root @ first.covariance @ root)
-    values = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp(min=0)
-    shift = first.mean - second.mean
-    spread = np.trace(first.covariance) + np.trace(second.covariance)
-    return float(shift @ shift + spread - 2 * values.sqrt().sum().item())
-
-
-def _distance_of(data: Matrix, reference: Gaussian, root: Matrix) -> float:
-    """The distance from features; with fewer of them than dimensions the small matrix is used."""
-    count, width = data.shape
-    if count >= width:
-        return _distance(fit(data), reference, root)
-    mean = data.mean(axis=0)
-    centred = (data - mean) / np.sqrt(count - 1)
-    # The nonzero eigenvalues of S C1 S are those of X S S X^T, with C1 = X^T X.
-    half = centred @ root
-    values = torch.linalg.eigvalsh(torch.from_numpy(half @ half.T)).clamp(min=0)
-    shift = mean - reference.mean
-    spread = float(np.square(centred).sum() + np.trace(reference.covariance))
-    return float(shift @ shift + spread - 2 * values.sqrt().sum().item())
+    if not np.isfinite(data).all():
+        raise RASError("some features are not finite; look for damaged weights")
+    mean: Matrix = data.mean(axis=0)
+    return mean, (data - mean) / np.sqrt(len(data) - 1)

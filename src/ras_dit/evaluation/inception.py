@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from ras_dit.errors import RASError
 from ras_dit.evaluation.files import DiskFullError, checksum, read_json, write_bytes, write_json
-from ras_dit.evaluation.frechet import Gaussian, distance_error, fit, frechet_distance
+from ras_dit.evaluation.frechet import Gaussian, Target, fit
 from ras_dit.evaluation.images import folder_pictures, read_picture
 from ras_dit.evaluation.scorers import (
     Measured,
@@ -85,6 +85,7 @@ class InceptionScorer:
         self._reference = folder_pictures(folder)[: settings.get("count")]
         self._folder = folder
         self._gaussians: dict[str, Gaussian] = {}
+        self._targets: dict[str, Target] = {}
 
     def identity(self) -> Mapping[str, Any]:
         """As :meth:`Scorer.identity`."""
@@ -108,9 +109,9 @@ class InceptionScorer:
             return Summary((), note="one picture has no covariance, so no FID")
         for name, heading in _HEADINGS.items():
             features = measured.arrays[name]
-            own, reference = fit(features), self.reference(name)
-            value = frechet_distance(own, reference)
-            error = distance_error(features, reference, resamples=self._resamples)
+            own, target = fit(features), self._target(name)
+            value = target.distance(features)
+            error = target.error(features, resamples=self._resamples)
             arrays |= {f"{name}.mean": own.mean, f"{name}.covariance": own.covariance}
             statistics.append(
                 Statistic(
@@ -163,6 +164,11 @@ class InceptionScorer:
         if not self._gaussians:
             self._gaussians = self._stored() or self._computed()
         return self._gaussians[name]
+
+    def _target(self, name: str) -> Target:
+        if name not in self._targets:
+            self._targets[name] = Target(self.reference(name))
+        return self._targets[name]
 
     def _computed(self) -> dict[str, Gaussian]:
         features = self.features(self._reference)
