@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +35,14 @@ def rows(images: int, *shape: int, salt: int) -> torch.Tensor:
 
 def generators(images: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(100 + i) for i in range(images)]
+
+
+@contextmanager
+def deprecations_allowed() -> Iterator[None]:
+    """Some models of diffusers are made with what diffusers itself calls deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def pictures(images: int, height: int = HEIGHT, width: int = WIDTH, *, salt: int) -> torch.Tensor:

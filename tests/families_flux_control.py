@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProc
 from families_flux import (
     FLUX_JOINT,
     FLUX_POOLED,
+    deprecations_allowed,
     flux_call,
     flux_pipeline,
     flux_transformer,
@@ -64,8 +64,7 @@ def control_inpaint_call(images: int) -> dict[str, Any]:
 
 def flux_controlnet() -> FluxControlNetModel:
     """A ControlNet with one block of each kind, for a transformer with two."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # diffusers uses what it calls deprecated
+    with deprecations_allowed():
         controlnet = FluxControlNetModel(
             patch_size=1,
             in_channels=16,

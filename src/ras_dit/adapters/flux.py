@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ras_dit.adapters.base import TokenArgument, TransformerDescription, Work
@@ -41,18 +41,89 @@ def flux_work(config: Mapping[str, Any]) -> Work:
     )
 
 
-TRANSFORMERS: tuple[TransformerDescription, ...] = (
-    TransformerDescription(
-        transformer="FluxTransformer2DModel",
-        family="Flux.1",
+def chroma_work(config: Mapping[str, Any]) -> Work:
+    """Chroma, from ``ChromaTransformer2DModel.config``.
+
+    Flux.1 without modulation layers: one small network, the approximator, makes the modulations
+    of all blocks from the timestep and their numbers.
+    """
+    double: int = config["num_layers"]
+    single: int = config["num_single_layers"]
+    layers = double + single
+    width: int = config["num_attention_heads"] * config["attention_head_dim"]
+    square = width * width
+    in_channels: int = config["in_channels"]
+    output = int(config["out_channels"] or in_channels)
+
+    hidden: int = config["approximator_hidden_dim"]
+    modulation = (
+        config["approximator_num_channels"] * hidden
+        + config["approximator_layers"] * 2 * hidden * hidden
+        + hidden * width
+    )
+    row = (4 + FEED_FORWARD) * double + (3 + FEED_FORWARD // 2 + 5) * single
+    return Work(
+        per_sample=2 * (12 * double + 3 * single + 2) * modulation,
+        per_embedded_token=2 * in_channels * width,
+        per_image_token=2 * (row * square + width * output),
+        per_text_token=2 * (row * square + config["joint_attention_dim"] * width),
+        joint_pair=4 * layers * width,
+        joint_kv=2 * layers * width,
+        output=output,
+    )
+
+
+def flux2_work(config: Mapping[str, Any]) -> Work:
+    """Flux.2, from ``Flux2Transformer2DModel.config``.
+
+    Feed-forward layers are gated, and all blocks of a kind share their modulations.
+    """
+    layers: int = config["num_layers"] + config["num_single_layers"]
+    width: int = config["num_attention_heads"] * config["attention_head_dim"]
+    square = width * width
+    in_channels: int = config["in_channels"]
+    output = int(config["out_channels"] or in_channels)
+    inner = int(width * config["mlp_ratio"])
+
+    embedders = 2 if config["guidance_embeds"] else 1
+    conditioning = embedders * (config["timestep_guidance_channels"] * width + square)
+    # Six each for image and text of double blocks, three for single blocks, two at the end.
+    modulations = 6 + 6 + 3 + 2
+    row = layers * (4 * square + 3 * inner * width)
+    return Work(
+        per_sample=2 * (conditioning + modulations * square),
+        per_embedded_token=2 * in_channels * width,
+        per_image_token=2 * (row + width * output),
+        per_text_token=2 * (row + config["joint_attention_dim"] * width),
+        joint_pair=4 * layers * width,
+        joint_kv=2 * layers * width,
+        output=output,
+    )
+
+
+def _flux_like(
+    transformer: str, family: str, work: Callable[[Mapping[str, Any]], Work], **more: Any
+) -> TransformerDescription:
+    return TransformerDescription(
+        transformer=transformer,
+        family=family,
         blocks=("transformer_blocks", "single_transformer_blocks"),
         attention=("attn",),
         token_order="text_first",
         output="proj_out",
-        work=flux_work,
+        work=work,
         token_arguments=(TokenArgument("image_rotary_emb", dim=0),),
-        residuals=("controlnet_block_samples", "controlnet_single_block_samples"),
         layout=layout_from_ids(),
         patch=packed_patch(2),
-    ),
+        **more,
+    )
+
+
+_RESIDUALS = ("controlnet_block_samples", "controlnet_single_block_samples")
+
+TRANSFORMERS: tuple[TransformerDescription, ...] = (
+    _flux_like("FluxTransformer2DModel", "Flux.1", flux_work, residuals=_RESIDUALS),
+    # A mask of the text comes with the rows of the whole sequence and stays whole.
+    _flux_like("ChromaTransformer2DModel", "Chroma", chroma_work, residuals=_RESIDUALS),
+    _flux_like("Flux2Transformer2DModel", "Flux.2", flux2_work),
 )
