@@ -92,7 +92,7 @@ class Killer:
     """
 
     def __init__(self, monkeypatch: Any) -> None:
-        self.deadline: int | None = None
+        self._deadline: int | None = None
         self._writes = 0
         self._real = files.write_bytes
         # The disk's own speed is not what is tested.
@@ -100,10 +100,13 @@ class Killer:
         for module in (files, stages, scoring):
             monkeypatch.setattr(module, "write_bytes", self._write)
 
+    def arm(self, deadline: int | None) -> None:
+        """Kill in this write from now on, counted from 1; ``None`` never."""
+        self._deadline, self._writes = deadline, 0
+
     def _write(self, path: Path, content: bytes) -> None:
         self._writes += 1
-        if self._writes == self.deadline:
-            self._writes = 0
+        if self._writes == self._deadline:
             # As far as a kill in the middle of a write gets.
             path.parent.mkdir(parents=True, exist_ok=True)
             path.with_name(f"{path.name}{files.PART}").write_bytes(content[: len(content) // 2])

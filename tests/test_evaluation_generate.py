@@ -61,11 +61,11 @@ def test_a_kill_in_any_write_changes_nothing(
     expected = tree(whole)
     for number in range(1, 1000):
         folder = tmp_path / f"{number}"
-        killer.deadline = number
+        killer.arm(number)
         try:
             generate_pictures(folder, manifest, settings, crew=crew)
         except Killed:
-            killer.deadline = None
+            killer.arm(None)
             generate_pictures(folder, manifest, settings, crew=crew)
             assert tree(folder) == expected, number
             continue

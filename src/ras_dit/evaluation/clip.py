@@ -56,7 +56,7 @@ class ClipModel:
     @property
     def scale(self) -> float:
         """The model's own factor of its similarities."""
-        return float(self._model.logit_scale.exp())
+        return float(self._model.logit_scale.detach().exp())
 
     def checksum(self) -> str:
         """SHA-256 of the files of the folder."""
