@@ -92,11 +92,11 @@ def text_encoder(width: int) -> T5EncoderModel:
 def tokenizer(length: int) -> PreTrainedTokenizerFast:
     """One token a word."""
     vocabulary = {word: index for index, word in enumerate(WORDS)}
-    words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))  # noqa: S106
+    words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=words,
-        pad_token="<pad>",  # noqa: S106
-        unk_token="<unk>",  # noqa: S106
+        pad_token="<pad>",
+        unk_token="<unk>",
         model_max_length=length,
     )

@@ -19,6 +19,7 @@ from ras_dit.adapters import TokenArgument, TransformerDescription
 from ras_dit.attention import AttentionLayer
 from ras_dit.cache import FreshRows
 from ras_dit.checks import block_parameters, submodule
+from ras_dit.entrance import Entrance, uncompiled
 from ras_dit.errors import UnsupportedError
 from ras_dit.session import TransformerCall
 from ras_dit.tables import gather_shared, gather_table
@@ -31,7 +32,7 @@ class TransformerHooks:
     """Everything that RAS puts on one transformer.
 
     Args:
-        transformer: The transformer.
+        called: What the pipeline calls: the transformer, or what ``torch.compile`` made of it.
         description: What it looks like.
         begin: Asked at every call what it computes.
         owner: The engine, so that it can be found from its transformer.
@@ -43,12 +44,12 @@ class TransformerHooks:
 
     def __init__(
         self,
-        transformer: nn.Module,
+        called: nn.Module,
         description: TransformerDescription,
         begin: Begin,
         owner: object,
     ) -> None:
-        self.transformer = transformer
+        self.transformer = transformer = uncompiled(called)
         self.description = description
         self.owner = owner
         self.model_config = cast("Mapping[str, Any]", transformer.config)
@@ -57,11 +58,14 @@ class TransformerHooks:
         self._gathered: dict[str, tuple[Any, Any]] = {}
         self._streams: dict[str, tuple[Any, torch.Tensor]] = {}
         self._layers: list[AttentionLayer] = []
+        self._blocks: list[tuple[list[AttentionLayer], tuple[str, ...]]] = []
+        self._entrance: Entrance | None = None
         self._handles: list[RemovableHandle] = []
         self._output: tuple[nn.Module, RemovableHandle] | None = None
         self._signature = inspect.signature(transformer.forward)
         try:
             self._attach()
+            self.follow_called(called)
         except BaseException:
             self.detach()
             raise
@@ -69,8 +73,6 @@ class TransformerHooks:
     def _attach(self) -> None:
         description, transformer = self.description, self.transformer
         keep = self._handles.append
-        keep(transformer.register_forward_pre_hook(self._before_transformer, with_kwargs=True))
-        keep(transformer.register_forward_hook(self._after_transformer, always_call=True))
         blocks = [block for name in description.blocks for block in getattr(transformer, name)]
         if not blocks:
             raise UnsupportedError(
@@ -90,7 +92,8 @@ class TransformerHooks:
                     )
                     self._layers.append(layer)
                     layers.append(layer)
-            hook = functools.partial(self._before_block, layers, names)
+            self._blocks.append((layers, names))
+            hook = functools.partial(self._before_block, len(self._blocks) - 1)
             keep(block.register_forward_pre_hook(hook, with_kwargs=True))
         if description.expand:
             keep(blocks[-1].register_forward_hook(self._after_last_block))
@@ -99,6 +102,13 @@ class TransformerHooks:
                 keep(module.register_forward_pre_hook(self._before_whole))
                 keep(module.register_forward_hook(self._after_whole))
         self.follow_replaced_modules()
+
+    def follow_called(self, called: nn.Module) -> None:
+        """Stand in front of what the pipeline calls now, outside of what is compiled."""
+        if self._entrance is None or not self._entrance.leads_to(called):
+            if self._entrance is not None:
+                self._entrance.close()
+            self._entrance = Entrance(called, self._before_transformer, self.end_call)
 
     def follow_replaced_modules(self) -> None:
         """Processors and the output layer may be others now (IP-adapters, LoRA)."""
@@ -112,6 +122,9 @@ class TransformerHooks:
 
     def detach(self) -> None:
         """Remove every hook and give every layer its own processor back."""
+        if self._entrance is not None:
+            self._entrance.close()
+            self._entrance = None
         for handle in self._handles:
             handle.remove()
         if self._output is not None:
@@ -121,6 +134,7 @@ class TransformerHooks:
             layer.restore()
         self._handles.clear()
         self._layers.clear()
+        self._blocks.clear()
 
     def end_call(self) -> None:
         """Forget the call under way."""
@@ -135,14 +149,20 @@ class TransformerHooks:
     def _current_call(self) -> TransformerCall | None:
         return self._call
 
+    def __reduce__(self) -> tuple[type[InertHooks], tuple[()]]:
+        """Copies and pickles of a transformer are stock: their hooks do nothing."""
+        return InertHooks, ()
+
     def _before_transformer(
-        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self.end_call()
         arguments = self._signature.bind(*args, **kwargs).arguments
         self._call = call = self._begin(self, arguments)
         if call is None or call.fresh is None:
             return None
+        # Row numbers are made here, so that a compiled transformer only looks them up.
+        call.fresh.prepare(call.cache)
         present = [name for name in self.description.residuals if arguments.get(name) is not None]
         if not present:
             return None
@@ -150,13 +170,9 @@ class TransformerHooks:
             arguments[name] = _each(arguments[name], call.fresh.take)
         return (), arguments
 
-    def _after_transformer(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        self.end_call()
-
     def _before_block(
         self,
-        layers: list[AttentionLayer],
-        parameters: tuple[str, ...],
+        index: int,
         block: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -164,13 +180,14 @@ class TransformerHooks:
         call = self._call
         if call is None:
             return None
+        layers, parameters = self._blocks[index]
         for layer in layers:
             layer.begin()
         arguments = {**dict(zip(parameters, args, strict=False)), **kwargs}
         name = self.description.hidden
         if not call.entered:
             call.entered = True
-            call.length = arguments[name].shape[1]
+            call.length = call.cache.length = arguments[name].shape[1]
             if call.length < call.num_image:
                 raise UnsupportedError(
                     f"{type(block).__name__} got {call.length} tokens, and the latents have "
@@ -179,14 +196,21 @@ class TransformerHooks:
                 )
         if call.fresh is None:
             return None
-        for stream in (name, *self.description.streams):
+        self._cut_down(arguments, call.fresh)
+        # Whatever came by position goes back by position.
+        return tuple(arguments.pop(parameter) for parameter in parameters[: len(args)]), arguments
+
+    def _cut_down(self, arguments: dict[str, Any], fresh: FreshRows) -> None:
+        """Leave a block's arguments with the fresh rows only."""
+        for stream in (self.description.hidden, *self.description.streams):
             if arguments.get(stream) is not None:
-                arguments[stream] = self._narrow(stream, arguments[stream], call.fresh)
+                arguments[stream] = self._narrow(stream, arguments[stream], fresh)
+        for count in self.description.counts:
+            if count in arguments:
+                arguments[count] = 0
         for argument in self.description.token_arguments:
             if arguments.get(argument.name) is not None:
                 arguments[argument.name] = self._gather_once(argument, arguments[argument.name])
-        # Whatever came by position goes back by position.
-        return tuple(arguments.pop(parameter) for parameter in parameters[: len(args)]), arguments
 
     def _narrow(self, name: str, tokens: torch.Tensor, fresh: FreshRows) -> torch.Tensor:
         """The fresh rows of a stream where it comes in; what blocks hand on has them only."""
@@ -281,6 +305,20 @@ class TransformerHooks:
         if call.fills_caches:
             call.cache.keep_output(output)
         return None
+
+
+class InertHooks:
+    """What becomes of :class:`TransformerHooks` in a copy of a transformer: nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Every hook of the original by its name."""
+        if name not in vars(TransformerHooks):
+            raise AttributeError(name)
+        return _do_nothing
+
+
+def _do_nothing(*_args: Any, **_kwargs: Any) -> None:
+    """A hook that leaves everything as it is."""
 
 
 def _spread(rows: torch.Tensor, fresh: FreshRows, length: int) -> torch.Tensor:

@@ -108,6 +108,8 @@ class TransformerDescription:
         token_arguments: Further block arguments with one row per token, of some of the blocks.
         streams: Further block arguments that hold a row per image token and, unlike tables,
             are handed on from block to block (a control branch beside the main one).
+        counts: Block arguments, of some of the blocks, that count the references in front; a
+            sparse call has none of these.
         whole: Names of lists of modules between the blocks whose first argument and output are
             the image tokens, each at its place, because they treat frames one by one.
         fixed: Arguments of the transformer that cached keys depend on as a whole (tables of
@@ -140,6 +142,7 @@ class TransformerDescription:
     hidden: str = "hidden_states"
     token_arguments: tuple[TokenArgument, ...] = ()
     streams: tuple[str, ...] = ()
+    counts: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
     residuals: tuple[str, ...] = ()

@@ -29,6 +29,12 @@ def video_patch(config: Config) -> Patch:
     return int(frames), int(height), int(width)
 
 
+def cubic_patch(config: Config) -> Patch:
+    """A token is ``patch_size`` latent pixels high and wide, ``patch_size_t`` frames (1) long."""
+    side = int(config["patch_size"])
+    return int(config.get("patch_size_t") or 1), side, side
+
+
 def packed_patch(side: int) -> Callable[[Config], Patch]:
     """The pipeline itself packs patches of ``side`` latent pixels into channels."""
     return lambda _: (1, side, side)
@@ -44,10 +50,19 @@ def latent_layout(arguments: Arguments, config: Config) -> TokenLayout:
 
 def video_layout(arguments: Arguments, config: Config) -> TokenLayout:
     """Latents ``[B, C, F, H, W]`` as ``hidden_states``, text as ``encoder_hidden_states``."""
-    sizes = arguments["hidden_states"].shape[-3:]
-    frames, height, width = (
-        int(size) // side for size, side in zip(sizes, video_patch(config), strict=True)
-    )
+    return _by_patches(arguments, arguments["hidden_states"].shape[-3:], config)
+
+
+def frames_first_layout(arguments: Arguments, config: Config) -> TokenLayout:
+    """Latents ``[B, F, C, H, W]`` as ``hidden_states``, text as ``encoder_hidden_states``."""
+    _, frames, _, height, width = arguments["hidden_states"].shape
+    return _by_patches(arguments, (frames, height, width), config)
+
+
+def _by_patches(arguments: Arguments, sizes: Sequence[int], config: Config) -> TokenLayout:
+    named = isinstance(config["patch_size"], list | tuple)
+    patch = video_patch(config) if named else cubic_patch(config)
+    frames, height, width = (size // side for size, side in zip(sizes, patch, strict=True))
     return TokenLayout(TokenGrid(height, width, frames), num_text_tokens(arguments))
 
 
@@ -88,7 +103,7 @@ def layout_from_ids(ids_name: str = "img_ids") -> Callable[[Arguments, Config], 
                     "columns; expected a full rectangle, which RAS needs to tell regions apart"
                 )
         in_channels = config["in_channels"]
-        all_made = in_channels > int(config["out_channels"] or in_channels)
+        all_made = in_channels > int(config.get("out_channels") or in_channels)
         grid = stacked(sizes if all_made else sizes[:1])
         references = ids.shape[0] - grid.num_tokens
         return TokenLayout(grid, num_text_tokens(arguments), references)
