@@ -91,7 +91,8 @@ def masked_reference(
     with MaskedReference(transformers, active, description=description) as reference:
         with _after_each_step(scheduler, reference.next_step):
             output = pipe(**{**call, "output_type": "latent", "return_dict": False})
-        latents: torch.Tensor = output[0]
+        # Some pipelines answer with the output of another one that they hold.
+        latents: torch.Tensor = getattr(output[0], "images", output[0])
         reference.check_finished(images=latents.shape[0])
     return latents
 
