@@ -248,14 +248,15 @@ def hidream_pipeline(largest: tuple[int, int] = (12, 16)) -> Any:
     near_one(transformer)
     encoders = {f"{part}{i}": None for part in ("text_encoder", "tokenizer") for i in ("", "_2")}
     encoders |= {f"{part}_{i}": None for part in ("text_encoder", "tokenizer") for i in (3, 4)}
-    return quiet(
-        HiDreamImagePipeline(
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=tiny_vae(),
-            transformer=transformer,
-            **encoders,
-        )
+    pipe = HiDreamImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=tiny_vae(),
+        transformer=transformer,
+        **encoders,
     )
+    # The pipeline makes every picture as large as its default one.
+    pipe.default_sample_size = 0.501 * (24 * 32) ** 0.5
+    return quiet(pipe)
 
 
 def hidream_texts(images: int, salt: int) -> torch.Tensor:

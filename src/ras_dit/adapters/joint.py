@@ -147,15 +147,13 @@ def hidream_work(config: Mapping[str, Any]) -> Work:
         experts = config["num_activated_experts"] * whole + routed * width
         experts += 3 * width * _hidream_inner(2 * width)
     conditioning = (TIMESTEP_CHANNELS + config["text_emb_dim"]) * width + 2 * square
-    # Angles of each token's place, from frequencies.
-    angles = sum(config["axes_dims_rope"])
     image = layers * (4 * square + experts)
     text = double * (4 * square + whole) + single * (4 * square + experts)
     return Work(
         per_sample=2 * (conditioning + (12 * double + 6 * single + 2) * square),
-        per_embedded_token=2 * patch * in_channels * width + angles,
+        per_embedded_token=2 * patch * in_channels * width,
         per_image_token=2 * (image + width * output),
-        per_text_token=2 * (text + projections * width // 3) + angles,
+        per_text_token=2 * (text + projections * width // 3),
         joint_pair=4 * layers * width,
         joint_kv=2 * layers * width,
         output=output,

@@ -114,6 +114,40 @@ def _filled(count: int) -> int:
     return -(-count // _Z_IMAGE_MULTIPLE) * _Z_IMAGE_MULTIPLE
 
 
+def omnigen_work(config: Mapping[str, Any]) -> Work:
+    """OmniGen, from ``OmniGenTransformer2DModel.config``.
+
+    The time is a token like those of the text. Pictures that the text speaks of count as text.
+    """
+    layers: int = config["num_layers"]
+    width: int = config["hidden_size"]
+    head = width // int(config["num_attention_heads"])
+    grouped = head * int(config["num_key_value_heads"])
+    time: int = config["time_step_dim"]
+    output = int(config["patch_size"]) ** 2 * int(config["in_channels"])
+
+    conditioning = 2 * (time + width) * width + 2 * width * width
+    block = 2 * width * width + 2 * width * grouped + 3 * width * config["intermediate_size"]
+    # Angles of each token's place, from frequencies.
+    angles = head
+    return Work(
+        per_sample=2 * conditioning,
+        per_embedded_token=2 * 2 * output * width + angles,
+        per_image_token=2 * layers * block,
+        per_text_token=2 * layers * block + angles,
+        joint_pair=4 * layers * width,
+        joint_kv=2 * layers * grouped,
+        output=output,
+    )
+
+
+def omnigen_layout(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> TokenLayout:
+    """Latents ``[B, C, H, W]``, token numbers ``[B, T]`` and the time."""
+    ids = arguments["input_ids"]
+    grid = latent_layout(arguments, config).grid
+    return TokenLayout(grid, 1 + (0 if ids is None else int(ids.shape[1])))
+
+
 TRANSFORMERS: tuple[TransformerDescription, ...] = (
     TransformerDescription(
         transformer="Lumina2Transformer2DModel",
@@ -142,5 +176,19 @@ TRANSFORMERS: tuple[TransformerDescription, ...] = (
         residuals=("controlnet_block_samples",),
         layout=z_image_layout,
         patch=z_image_patch,
+    ),
+    TransformerDescription(
+        transformer="OmniGenTransformer2DModel",
+        family="OmniGen",
+        blocks=("layers",),
+        attention=("self_attn",),
+        token_order="text_first",
+        output="proj_out",
+        work=omnigen_work,
+        text="input_ids",
+        token_arguments=(TokenArgument("image_rotary_emb", dim=0),),
+        layout=omnigen_layout,
+        # The image tokens are cut off the sequence by their number.
+        expand=True,
     ),
 )
