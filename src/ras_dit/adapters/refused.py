@@ -13,16 +13,65 @@ from typing import Any
 
 from ras_dit.errors import UnsupportedError
 
+_LINEAR = (
+    "its feed-forward layers are convolutions over neighbouring tokens and its attention is "
+    "linear, so its tokens cannot be computed one without the other"
+)
+_SOUND = "it makes sound: its tokens are moments in time, and there is no picture with regions"
+
 TRANSFORMERS: Mapping[str, str] = MappingProxyType(
     {
         "SanaTransformer2DModel": (
             "its feed-forward layers are convolutions over the whole image and its attention is "
             "linear, so its tokens cannot be computed one without the other"
         ),
+        "SanaVideoTransformer3DModel": _LINEAR,
+        "SanaWMTransformer3DModel": _LINEAR,
+        "SanaWMLTX2RefinerTransformer3DModel": (
+            "it refines the videos of Sana-WM, which is not supported itself; not described yet"
+        ),
+        "UVit2DModel": (
+            "it fills in masked picture tokens and predicts no noise; its convolutions mix "
+            "neighbouring tokens"
+        ),
+        "Transformer2DModel": (
+            "VQ-Diffusion denoises the numbers of picture tokens; there is no noise prediction "
+            "that inactive tokens could keep"
+        ),
+        "StableAudioDiTModel": _SOUND,
+        "StableAudio3DiTModel": _SOUND,
+        "AceStepTransformer1DModel": _SOUND,
+        "LongCatAudioDiTTransformer": _SOUND,
+        "RFD4ProteinaTransformer": (
+            "it makes proteins, whose residues meet in features of pairs, and no picture"
+        ),
+        "Ideogram4Transformer2DModel": (
+            "its latents enter among the rows of the text, and guidance calls a second transformer "
+            "on the picture alone; not described yet"
+        ),
+        "GlmImageTransformer2DModel": (
+            "its attention has a cache of its own for the pictures that are given (kv_caches), "
+            "filled before the first step; not described yet"
+        ),
+        "Kandinsky5Transformer3DModel": (
+            "its output layer takes the tokens as a grid, not as rows, so the rows of active "
+            "tokens alone cannot pass it; not described yet"
+        ),
+        "DiTTransformer2DModel": (
+            "its pipeline hands both halves of the guidance batch to the scheduler as if they were "
+            "images of their own and gives no latents, so a run cannot be verified"
+        ),
     }
 )
 
-PIPELINES: Mapping[str, str] = MappingProxyType({})
+PIPELINES: Mapping[str, str] = MappingProxyType(
+    {
+        "ZImageOmniPipeline": (
+            "it hands the transformer nested lists, the given pictures among the latents, and the "
+            "place of each differs from prompt to prompt; ZImagePipeline makes pictures from text"
+        ),
+    }
+)
 
 
 def check_pipeline(pipe: Any) -> None:
