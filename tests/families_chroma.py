@@ -80,7 +80,7 @@ def chroma_img2img() -> Any:
 
 def img2img_call(images: int) -> dict[str, Any]:
     """Seven of nine steps."""
-    given = {"image": pictures(images, salt=5), "strength": 0.78, "num_inference_steps": 9}
+    given = {"image": pictures(images, salt=5), "strength": 7 / 9, "num_inference_steps": 9}
     return chroma_call(images) | given
 
 

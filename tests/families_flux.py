@@ -153,7 +153,7 @@ def flux_img2img() -> Any:
 
 def img2img_call(images: int) -> dict[str, Any]:
     """Seven of nine steps."""
-    given = {"image": pictures(images, salt=5), "strength": 0.78, "num_inference_steps": 9}
+    given = {"image": pictures(images, salt=5), "strength": 7 / 9, "num_inference_steps": 9}
     return flux_call(images) | given
 
 

@@ -116,7 +116,7 @@ def klein_inpaint_call(images: int) -> dict[str, Any]:
         "image": pictures(1, 5 * 16, 7 * 16, salt=5),
         "mask_image": half_mask(1, 5 * 16, 7 * 16),
         "image_reference": pictures(1, SIZE, SIZE, salt=6),
-        "strength": 0.78,
+        "strength": 7 / 9,
         "num_inference_steps": 9,
     }
 

@@ -84,7 +84,7 @@ def edit_inpaint_call(images: int) -> dict[str, Any]:
     mask.paste(255, (0, 0, 40, 64))
     return edit_call(images) | {
         "mask_image": [mask] * images,
-        "strength": 0.78,
+        "strength": 7 / 9,
         "num_inference_steps": 9,
     }
 

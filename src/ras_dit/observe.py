@@ -66,9 +66,17 @@ def _observed(stock: type, wrappers: dict[str, Wrapper]) -> type:
         "__reduce_ex__": reduce,
         _OBSERVERS: watching,
     }
+    if "step" in wrappers and not hasattr(stock, "scale_model_input"):
+        # Pipelines that compare a scheduler's exact class do not know this one, and ask for the
+        # method that every other scheduler has. Where the class lacks it, nothing is scaled.
+        namespace["scale_model_input"] = _unscaled
     for name, wrapper in wrappers.items():
         namespace[name] = _announced(getattr(stock, name), wrapper, watching)
     return type(stock.__name__, (stock,), namespace)
+
+
+def _unscaled(_scheduler: Any, sample: Any, *_args: Any, **_kwargs: Any) -> Any:
+    return sample
 
 
 def _announced(

@@ -11,25 +11,41 @@ from ras_dit.adapters.work import FEED_FORWARD, TIMESTEP_CHANNELS
 
 
 def flux_work(config: Mapping[str, Any]) -> Work:
-    """Flux.1, from ``FluxTransformer2DModel.config``.
+    """Flux.1 and what has its blocks, from the configuration of the transformer.
 
     Single blocks treat text and image alike: attention and a feed-forward layer side by side,
     with one common output.
     """
+    return _flux_blocks(config, feed_forward=FEED_FORWARD)
+
+
+def longcat_work(config: Mapping[str, Any]) -> Work:
+    """LongCat-Image, whose configuration names a pooled text that the model does not have."""
+    return flux_work({**config, "pooled_projection_dim": None})
+
+
+def gated_flux_work(config: Mapping[str, Any]) -> Work:
+    """The same with gated feed-forward layers, which have half as many weights again."""
+    return _flux_blocks(config, feed_forward=FEED_FORWARD + FEED_FORWARD // 2)
+
+
+def _flux_blocks(config: Mapping[str, Any], feed_forward: int) -> Work:
     double: int = config["num_layers"]
     single: int = config["num_single_layers"]
     layers = double + single
     width: int = config["num_attention_heads"] * config["attention_head_dim"]
     square = width * width
     in_channels: int = config["in_channels"]
-    output = int(config["out_channels"] or in_channels)
+    output = int(config.get("out_channels") or in_channels)
 
-    embedders = 2 if config["guidance_embeds"] else 1
+    embedders = 2 if config.get("guidance_embeds") else 1
     conditioning = embedders * (TIMESTEP_CHANNELS * width + square)
-    conditioning += config["pooled_projection_dim"] * width + square
+    if pooled := config.get("pooled_projection_dim"):
+        conditioning += pooled * width + square
     # Six modulations per double block and stream, three per single block, two at the end.
     modulations = 12 * double + 3 * single + 2
-    row = (4 + FEED_FORWARD) * double + (3 + FEED_FORWARD // 2 + 5) * single
+    # Queries, keys, values and their output; in single blocks it is a part of the common output.
+    row = (4 + feed_forward) * layers
     return Work(
         per_sample=2 * (conditioning + modulations * square),
         per_embedded_token=2 * in_channels * width,
@@ -61,7 +77,7 @@ def chroma_work(config: Mapping[str, Any]) -> Work:
         + config["approximator_layers"] * 2 * hidden * hidden
         + hidden * width
     )
-    row = (4 + FEED_FORWARD) * double + (3 + FEED_FORWARD // 2 + 5) * single
+    row = (4 + FEED_FORWARD) * layers
     return Work(
         per_sample=2 * (12 * double + 3 * single + 2) * modulation,
         per_embedded_token=2 * in_channels * width,
@@ -126,4 +142,7 @@ TRANSFORMERS: tuple[TransformerDescription, ...] = (
     # A mask of the text comes with the rows of the whole sequence and stays whole.
     _flux_like("ChromaTransformer2DModel", "Chroma", chroma_work, residuals=_RESIDUALS),
     _flux_like("Flux2Transformer2DModel", "Flux.2", flux2_work),
+    _flux_like("LongCatImageTransformer2DModel", "LongCat-Image", longcat_work),
+    _flux_like("OvisImageTransformer2DModel", "Ovis-Image", gated_flux_work),
+    _flux_like("BriaTransformer2DModel", "Bria 3", flux_work, residuals=_RESIDUALS),
 )

@@ -25,6 +25,20 @@ TRANSFORMERS: Mapping[str, str] = MappingProxyType(
             "its feed-forward layers are convolutions over the whole image and its attention is "
             "linear, so its tokens cannot be computed one without the other"
         ),
+        "NucleusMoEImageTransformer2DModel": (
+            "its experts choose their tokens among all of the picture, so what becomes of one "
+            "token depends on which others are computed"
+        ),
+        "QwenImage21Transformer2DModel": (
+            "it attends piece by piece to text and given pictures and keeps their keys and values "
+            "itself, which RAS cannot follow"
+        ),
+        "BriaFiboTransformer2DModel": "it is not described yet",
+        "BriaFibo2Transformer2DModel": "it is not described yet",
+        "Krea2Transformer2DModel": "it is not described yet",
+        "ErnieImageTransformer2DModel": "it is not described yet",
+        "JoyImageEditTransformer3DModel": "it is not described yet",
+        "JoyImageEditPlusTransformer3DModel": "it is not described yet",
         "SanaVideoTransformer3DModel": _LINEAR,
         "SanaWMTransformer3DModel": _LINEAR,
         "SanaWMLTX2RefinerTransformer3DModel": (
@@ -66,6 +80,10 @@ TRANSFORMERS: Mapping[str, str] = MappingProxyType(
 
 PIPELINES: Mapping[str, str] = MappingProxyType(
     {
+        "Flux2KleinKVPipeline": (
+            "it keeps keys and values of its references itself; use Flux2KleinPipeline with the "
+            "same components, where RAS does that"
+        ),
         "ZImageOmniPipeline": (
             "it hands the transformer nested lists, the given pictures among the latents, and the "
             "place of each differs from prompt to prompt; ZImagePipeline makes pictures from text"
