@@ -7,7 +7,7 @@ OUT ?= out
 LOWEST := 0.36.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest lint format train train-judge samples figures wheel wheel-test clean
+.PHONY: help demo test test-lowest lint format train train-judge samples figures wheel wheel-test clean evaluate-smoke test-fidelity
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -62,6 +62,16 @@ train-judge: $(VENV)/installed-train  ## train the judge of the emoji world, mea
 	$(BIN)/python -m training.judge --work work-judge
 	$(BIN)/python -m training.judge_measure --work work-judge
 
+evaluate-smoke: $(VENV)/installed-dev  ## pictures, scores, times and report of the embedded model, in short, into out/evaluation/
+	$(BIN)/ras-dit evaluate run benchmarks/smoke.yaml --out $(OUT)/evaluation
+
+# torch-fidelity needs torchvision, whose CPU builds do not fit every torch: an environment of its own.
+test-fidelity:  ## FID, sFID and LPIPS against torch-fidelity and torchmetrics (several gigabytes)
+	$(PYTHON) -m venv $(VENV)-fidelity
+	$(VENV)-fidelity/bin/python -m pip --disable-pip-version-check install --quiet \
+	  torch==2.14.1 torchvision==0.29.1 pytest -e '.[fidelity]'
+	PYTHONPATH=tests $(VENV)-fidelity/bin/python -m pytest --noconftest -W ignore tests/fidelity_inception.py
+
 samples: $(VENV)/installed-train  ## draw the contact sheet of the embedded model
 	$(BIN)/python -m training.samples
 
@@ -81,5 +91,5 @@ wheel-test: wheel  ## install the wheel into an empty environment, make a pictur
 	  test "$$(ls pictures/*.png | wc -l)" -ge 2 && rm -rf "$$folder"
 
 clean:  ## remove everything that make made
-	rm -rf $(VENV) $(VENV)-wheel $(VENV)-lowest dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-wheel $(VENV)-lowest $(VENV)-fidelity dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -40,9 +40,13 @@ def two_nodes() -> Iterator[Any]:
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_cluster_that_loses_a_node_gives_the_same_bytes(
-    model_folder: Path, tmp_path: Path
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     warnings.simplefilter("ignore")
+    # On a busy machine a node needs longer to start than Ray waits by itself.
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "240")
+    monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     manifest, settings = planned(tmp_path, evaluation(model_folder))
     generate_pictures(tmp_path / "local", manifest, settings)
     score_pictures(tmp_path / "local")
