@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from typing import Any
 
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
     HunyuanDiT2DControlNetModel,
     HunyuanDiT2DModel,
     HunyuanDiTControlNetPipeline,
@@ -17,6 +19,9 @@ from diffusers import (
     PixArtSigmaPAGPipeline,
     PixArtSigmaPipeline,
     PixArtTransformer2DModel,
+    PRXPipeline,
+    PRXPixelPipeline,
+    PRXTransformer2DModel,
 )
 
 from families_flux import generators, rows
@@ -139,6 +144,65 @@ def hunyuan_dit_control(images: int) -> dict[str, Any]:
     return hunyuan_dit_call(images) | {"control_image": pictures}
 
 
+# -- PRX -------------------------------------------------------------------------------------------
+
+
+def prx_transformer(**settings: Any) -> PRXTransformer2DModel:
+    transformer = PRXTransformer2DModel(
+        **{
+            "in_channels": 4,
+            "context_in_dim": FEATURES,
+            "hidden_size": 32,
+            "num_heads": 2,
+            "depth": 2,
+            "axes_dim": [8, 8],
+            **settings,
+        }
+    )
+    near_one(transformer)
+    return transformer
+
+
+def prx_pipeline() -> Any:
+    with warnings.catch_warnings():
+        # The class itself is built on one that diffusers calls deprecated.
+        warnings.simplefilter("ignore", FutureWarning)
+        pipe = PRXPipeline(
+            transformer=prx_transformer(),
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            text_encoder=None,
+            tokenizer=None,
+            vae=tiny_vae(),
+        )
+    return quiet(pipe)
+
+
+def prx_pixel_pipeline() -> Any:
+    transformer = prx_transformer(
+        in_channels=3, patch_size=4, bottleneck_size=24, resolution_embeds=True
+    )
+    return quiet(
+        PRXPixelPipeline(
+            transformer=transformer,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            text_encoder=None,
+            tokenizer=None,
+        )
+    )
+
+
+def prx_guided(images: int) -> dict[str, Any]:
+    call = pixart_call(images) | {"height": 24, "width": 40}
+    del call["negative_prompt"]
+    for name in ("prompt_attention_mask", "negative_prompt_attention_mask"):
+        call[name] = call[name].bool()
+    return call
+
+
+def prx_call(images: int) -> dict[str, Any]:
+    return prx_guided(images) | {"guidance_scale": 1.0}
+
+
 OTHER_ATTENTION = {"attention": ("attn2",)}
 SMALLER_OUTPUT = {"output": "norm_out"}
 
@@ -179,4 +243,8 @@ FAMILIES = (
         feature="perturbed attention",
         batched=False,
     ),
+    # One row of the model batch, so that the conditioning is counted as it is computed.
+    Family("PRX", prx_pipeline, prx_call, images=1),
+    Family("PRX", prx_pipeline, prx_guided, feature="guidance", batched=False),
+    Family("PRX-Pixel", prx_pixel_pipeline, prx_call, images=1),
 )

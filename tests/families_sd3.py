@@ -58,13 +58,13 @@ def control_inpaint_call(images: int) -> dict[str, Any]:
 
 
 def img2img_call(images: int) -> dict[str, Any]:
-    call = sd3_call(images, image=pictures(images), strength=0.9)
+    call = sd3_call(images, image=pictures(images), strength=0.8)
     return {name: value for name, value in call.items() if name not in {"height", "width"}}
 
 
 def inpaint_call(images: int) -> dict[str, Any]:
     masks = pictures(images, 1, seed=1).round()
-    return sd3_call(images, image=pictures(images), mask_image=masks, strength=0.9)
+    return sd3_call(images, image=pictures(images), mask_image=masks, strength=0.8)
 
 
 def pag_call(images: int) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def z_image_long_text(images: int) -> dict[str, Any]:
 
 
 def z_image_from_picture(images: int, **change: Any) -> dict[str, Any]:
-    size = {"height": 24, "width": 40, "strength": 0.9}
+    size = {"height": 24, "width": 40, "strength": 0.8}
     return z_image_call(images) | size | {"image": pictures(images)} | change
 
 

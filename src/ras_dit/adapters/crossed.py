@@ -87,6 +87,37 @@ def hunyuan_dit_layout(arguments: Mapping[str, Any], config: Mapping[str, Any]) 
     return TokenLayout(layout.grid, both)
 
 
+def prx_work(config: Mapping[str, Any]) -> Work:
+    """PRX, from ``PRXTransformer2DModel.config``.
+
+    Image tokens attend to the image and, in the same operation, to the text, which stays as it
+    is. The conditioning is counted for each row of the model batch; the pipeline computes it once
+    for all of them where they have the time in common.
+    """
+    layers: int = config["depth"]
+    width: int = config["hidden_size"]
+    square = width * width
+    output = int(config["in_channels"]) * int(config["patch_size"]) ** 2
+    inner = int(width * config["mlp_ratio"])
+
+    embedding = TIMESTEP_CHANNELS * width + square
+    conditioning = embedding * (2 if config["resolution_embeds"] else 1)
+    entry = output * width
+    if config["bottleneck_size"] is not None:
+        entry = (output + width) * config["bottleneck_size"]
+    image = 4 * square + 3 * width * inner
+    return Work(
+        per_sample=2 * (conditioning + (6 * layers + 2) * square),
+        per_embedded_token=2 * entry,
+        per_image_token=2 * (layers * image + width * output),
+        per_text_token=2 * (config["context_in_dim"] * width + 2 * layers * square),
+        image_pair=4 * layers * width,
+        cross_pair=4 * layers * width,
+        joint_kv=2 * layers * width,
+        output=output,
+    )
+
+
 TRANSFORMERS: tuple[TransformerDescription, ...] = (
     TransformerDescription(
         transformer="PixArtTransformer2DModel",
@@ -108,5 +139,15 @@ TRANSFORMERS: tuple[TransformerDescription, ...] = (
         token_arguments=(TokenArgument("image_rotary_emb", dim=0),),
         residuals=("controlnet_block_samples",),
         layout=hunyuan_dit_layout,
+    ),
+    TransformerDescription(
+        transformer="PRXTransformer2DModel",
+        family="PRX",
+        blocks=("blocks",),
+        attention=("attention",),
+        token_order="text_first",
+        output="final_layer",
+        work=prx_work,
+        token_arguments=(TokenArgument("image_rotary_emb", dim=2),),
     ),
 )
