@@ -172,11 +172,17 @@ def rebind(processor: Any, layer: AttentionLayer) -> Any:
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
         _STOCK: processor,
+        # Copies and pickles of a layer are stock.
+        "__reduce_ex__": lambda _self, _protocol: (_same, (processor,)),
     }
     rebound: Any = object.__new__(type(kind.__name__, (kind,), namespace))
     # One set of attributes: the scale of an IP-adapter may be changed on either.
     rebound.__dict__ = processor.__dict__
     return rebound
+
+
+def _same(processor: Any) -> Any:
+    return processor
 
 
 def _functional(layer: AttentionLayer) -> types.ModuleType:

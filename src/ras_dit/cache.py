@@ -104,6 +104,16 @@ class FreshRows:
             self._rows[key] = rows.flatten()
         return self._rows[key]
 
+    def prepare(self, cache: BranchCache) -> None:
+        """Make the row numbers that a sparse call on these caches needs."""
+        if cache.length:
+            self.rows(cache.length)
+        if cache.output is not None:
+            self.rows(cache.output.shape[1])
+        for layer in cache.layers.values():
+            if layer.num_rows == self.active.shape[0]:
+                layer.prepare(self)
+
     def take(self, whole: torch.Tensor) -> torch.Tensor:
         """The fresh rows ``[B, A + T, ...]`` of a whole sequence ``[B, N + T, ...]``, a copy."""
         return gather_rows(whole, self.rows(whole.shape[1]))
@@ -154,6 +164,11 @@ class KVCache:
     def nbytes(self) -> int:
         """Size in bytes, without the mask, which layers share."""
         return self._key.whole.nbytes + self._value.whole.nbytes
+
+    def prepare(self, fresh: FreshRows) -> None:
+        """Make the row numbers of a merge."""
+        self._key.rows(fresh)
+        self._value.rows(fresh)
 
     def mask_of(
         self, mask: torch.Tensor | None, num_queries: int, fresh: FreshRows
@@ -207,10 +222,13 @@ class _Rows:
         by_row = tensor.transpose(1, 2) if self.swap else tensor
         self.flat = by_row.view(tensor.shape[0] * self.heads * self.num_keys, -1)
 
+    def rows(self, fresh: FreshRows) -> torch.Tensor:
+        return fresh.rows(self.num_keys, self.heads)
+
     def write(self, updates: torch.Tensor, fresh: FreshRows) -> torch.Tensor:
         if self.swap:
             updates = updates.transpose(1, 2)
-        rows = fresh.rows(self.num_keys, self.heads)
+        rows = self.rows(fresh)
         self.flat.index_copy_(0, rows, updates.reshape(rows.shape[0], -1))
         return self.whole
 
@@ -221,6 +239,7 @@ class BranchCache:
 
     Attributes:
         signature: What the filling call looked like; a call of another kind must run dense.
+        length: Rows of the whole sequence, as the first block was given them.
         layers: K/V caches by (layer, operation within the layer).
         masks: The different attention masks of the layers.
         output: Last output of every row, ``[B, L, C]``: the image tokens, or the whole sequence.
@@ -230,6 +249,7 @@ class BranchCache:
     layers: dict[tuple[int, int], KVCache] = field(default_factory=dict)
     masks: list[torch.Tensor] = field(default_factory=list)
     output: torch.Tensor | None = None
+    length: int = 0
 
     @property
     def filled(self) -> bool:

@@ -28,6 +28,14 @@ def check_unhooked(transformer: nn.Module) -> None:
     Raises:
         UnsupportedError: If one of diffusers' hooks of that sort is active.
     """
+    if any(
+        vars(m).get("_compiled_call_impl") for m in transformer.modules() if m is not transformer
+    ):
+        raise UnsupportedError(
+            f"blocks of this {type(transformer).__name__} are compiled one by one, and RAS would "
+            "make torch compile each of them again and again; compile the whole transformer: "
+            "pipe.transformer = torch.compile(pipe.transformer)"
+        )
     registries = (getattr(m, "_diffusers_hook", None) for m in transformer.modules())
     names = {name for registry in registries if registry is not None for name in registry.hooks}
     foreign = sorted(names - _HARMLESS_HOOKS)

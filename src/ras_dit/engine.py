@@ -19,6 +19,7 @@ from torch import nn
 from ras_dit.adapters import TransformerDescription
 from ras_dit.checks import check_unhooked
 from ras_dit.config import RASConfig
+from ras_dit.entrance import uncompiled
 from ras_dit.errors import RASError, RASWarning
 from ras_dit.hooks import TransformerHooks
 from ras_dit.observe import observe, observers, unobserve
@@ -36,7 +37,7 @@ class Engine:
     """Region-adaptive sampling on transformers and the schedulers that drive them.
 
     Args:
-        transformers: With their descriptions; all of one class.
+        transformers: What the pipeline calls, compiled or not; all of one class.
         config: The configuration.
         replay: A recorded run whose active tokens are taken over.
         record: Whether to keep the noise and the latents of every step.
@@ -65,8 +66,8 @@ class Engine:
         self._observed: list[Any] = []
         self._parts: list[TransformerHooks] = []
         try:
-            for transformer in transformers:
-                part = TransformerHooks(transformer, description, self._begin_call, self)
+            for called in transformers:
+                part = TransformerHooks(called, description, self._begin_call, self)
                 self._parts.append(part)
         except BaseException:
             self.detach()
@@ -104,9 +105,10 @@ class Engine:
             unobserve(target, self)
         self._observed.clear()
 
-    def owns(self, transformer: nn.Module) -> bool:
-        """Whether this engine's hooks are on the transformer."""
-        return any(part.transformer is transformer for part in self._parts)
+    def part_of(self, called: nn.Module) -> TransformerHooks | None:
+        """The hooks on a transformer, compiled or not, if they are this engine's."""
+        transformer = uncompiled(called)
+        return next((part for part in self._parts if part.transformer is transformer), None)
 
     def _begin_call(
         self, part: TransformerHooks, arguments: Mapping[str, Any]
@@ -131,6 +133,7 @@ class Engine:
                 CallSignature(arguments, description.fixed, part.settings()),
                 starts=None if description.starts is None else description.starts(arguments),
                 given=self._given(arguments, session),
+                latents=description.first_latents(arguments).shape[1:],
             )
         except BaseException:
             self.drop()
@@ -163,6 +166,7 @@ class Engine:
             dtype=description.first_latents(arguments).dtype,
             num_evaluations=count,
             sigmas=sigmas[first : first + count + 1] if isinstance(sigmas, torch.Tensor) else None,
+            latents=description.first_latents(arguments).shape[1:],
         )
         session = Session(
             self.config,
@@ -222,12 +226,14 @@ class Engine:
         """
         self.drop()
         self._pipe = pipe
-        for name, transformer in denoisers(pipe).items():
-            if not self.owns(transformer):
+        for name, called in denoisers(pipe).items():
+            part = self.part_of(called)
+            if part is None:
                 raise RASError(
                     f"pipe.{name} was replaced after RAS was enabled; call ras_dit.disable(pipe) "
                     "and enable it again"
                 )
+            part.follow_called(called)
         if self not in observers(pipe.scheduler, Engine):
             self.watch(pipe)
 
@@ -267,14 +273,9 @@ class Engine:
         return noise_pred, sample
 
 
-def unwrap(transformer: Any) -> Any:
-    """The module behind ``torch.compile``."""
-    return getattr(transformer, "_orig_mod", transformer)
-
-
 def denoisers(pipe: Any) -> dict[str, nn.Module]:
-    """The transformers of a pipeline by the names of its components."""
-    found = {name: unwrap(getattr(pipe, name, None)) for name in COMPONENTS}
+    """What a pipeline calls to denoise, compiled or not, by the names of its components."""
+    found = {name: getattr(pipe, name, None) for name in COMPONENTS}
     return {name: part for name, part in found.items() if isinstance(part, nn.Module)}
 
 

@@ -14,6 +14,7 @@ from ras_dit.adapters.refused import check_pipeline
 from ras_dit.checks import check_unhooked
 from ras_dit.config import RASConfig
 from ras_dit.engine import Engine, denoisers
+from ras_dit.entrance import uncompiled
 from ras_dit.errors import RASError, UnsupportedError
 from ras_dit.hooks import TransformerHooks
 from ras_dit.recording import Recording
@@ -109,7 +110,7 @@ def enable(
         engine.watch(pipe)
         return Handle(engine)
     transformers = _checked_transformers(pipe, description)
-    description = description or describe(transformers[0])
+    description = description or describe(uncompiled(transformers[0]))
     engine = Engine(transformers, description, chosen, replay, record=record)
     try:
         engine.watch(pipe)
@@ -140,13 +141,15 @@ def disable(pipe: Any) -> None:
 
 def find_engine(pipe: Any) -> Engine | None:
     """The engine on a pipeline's transformers, if there is one."""
-    for transformer in denoisers(pipe).values():
-        # The hooks are the one mark that an engine leaves on its transformer.
-        for hook in transformer._forward_pre_hooks.values():  # noqa: SLF001
-            part = getattr(hook, "__self__", None)
-            if isinstance(part, TransformerHooks) and part.transformer is transformer:
-                assert isinstance(part.owner, Engine)
-                return part.owner
+    # The hooks are the one mark that an engine leaves on its transformer.
+    for called in denoisers(pipe).values():
+        transformer = uncompiled(called)
+        for module in transformer.modules():
+            for hook in module._forward_hooks.values():  # noqa: SLF001
+                part = getattr(hook, "__self__", None)
+                if isinstance(part, TransformerHooks) and part.transformer is transformer:
+                    assert isinstance(part.owner, Engine)
+                    return part.owner
     return None
 
 
@@ -159,7 +162,8 @@ def _checked_transformers(pipe: Any, description: TransformerDescription | None)
             "pipelines of diffusion transformers (ras-dit models lists them)"
         )
     check_pipeline(pipe)
-    for transformer in transformers:
+    for called in transformers:
+        transformer = uncompiled(called)
         if description is None:
             describe(transformer)
         check_unhooked(transformer)

@@ -32,6 +32,7 @@ class RunShape:
         dtype: dtype of the transformer's input.
         num_evaluations: Calls of ``scheduler.step`` to come.
         sigmas: Noise levels of those calls and the last one, where the scheduler has them.
+        latents: Sizes of one image's latents in its first call.
     """
 
     transformer: str
@@ -39,6 +40,7 @@ class RunShape:
     dtype: torch.dtype
     num_evaluations: int
     sigmas: torch.Tensor | None
+    latents: torch.Size | None = None
 
     @property
     def grid(self) -> TokenGrid:
@@ -117,6 +119,7 @@ class Session:
         self._given: torch.Tensor | None = None
         self._fresh_by_batch: dict[int, FreshRows] = {}
         self._images = 0
+        self._outgrown = False
         self._cache_bytes = 0
         self._records: list[tuple[StepPlan, tuple[Call, ...], torch.Tensor | None]] = []
 
@@ -148,6 +151,7 @@ class Session:
         *,
         starts: torch.Tensor | None = None,
         given: torch.Tensor | None = None,
+        latents: torch.Size | None = None,
     ) -> TransformerCall:
         """Decide what the next transformer call computes.
 
@@ -162,13 +166,18 @@ class Session:
             starts: First image token of each row, int64 ``[batch]``, where that is a matter of
                 the row.
             given: Tokens that are no work because they are given, bool ``[batch, N]``.
+            latents: Sizes of one image's latents.
         """
+        if latents is not None and self.shape.latents not in {None, latents}:
+            # Frames were added or left out in mid-run: what is known of tokens is of others now.
+            self._outgrown = True
         plan = self.plans[self._index]
         branch = part, len(self._calls)
         cache = self._branches.get(branch)
         self._given = given
         usable = (
-            plan.kind == "sparse"
+            not self._outgrown
+            and plan.kind == "sparse"
             and cache is not None
             and cache.filled
             and cache.signature == signature
@@ -181,11 +190,16 @@ class Session:
             return TransformerCall(cache, layout.num_image, False, self._fresh_rows(batch, starts))
         self._branches.pop(branch, None)
         cache = BranchCache(signature)
-        fills = self._index + 1 < len(self.plans) and self.plans[self._index + 1].kind == "sparse"
+        fills = (
+            not self._outgrown
+            and self._index + 1 < len(self.plans)
+            and self.plans[self._index + 1].kind == "sparse"
+        )
         if fills:
             self._branches[branch] = cache
         self._calls.append(Call(batch, layout.grid.num_tokens))
-        return TransformerCall(cache, layout.num_image, fills)
+        num_image = 0 if self._outgrown else layout.num_image
+        return TransformerCall(cache, num_image, fills)
 
     def transform(
         self, noise_pred: torch.Tensor, sample: torch.Tensor
@@ -229,7 +243,7 @@ class Session:
             return True
         if plan.kind == "dense":
             self._chooser.refreshed()
-        if self.plans[self._index].kind == "sparse":
+        if self.plans[self._index].kind == "sparse" and not self._outgrown:
             self._active = self._select(noise_pred, self.plans[self._index])
         return False
 

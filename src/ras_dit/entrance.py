@@ -1,0 +1,105 @@
+"""In front of a transformer: what happens before and after each of its calls.
+
+What decides about a call has state and must stay outside of the graph when the transformer is
+compiled: as a whole by ``torch.compile(transformer)``, which wraps it in another module, or in
+place by ``transformer.compile()``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def uncompiled(module: Any) -> Any:
+    """The module behind ``torch.compile``."""
+    return getattr(module, "_orig_mod", module)
+
+
+class Entrance:
+    """Runs before and after each call of a module, compiled or not, until it is closed.
+
+    Args:
+        called: The module that is called.
+        before: Gets the call's arguments; returns others, or ``None``.
+        after: Runs after the call, also of one that fails.
+    """
+
+    def __init__(
+        self,
+        called: nn.Module,
+        before: Callable[[tuple[Any, ...], dict[str, Any]], Call | None],
+        after: Callable[[], None],
+    ) -> None:
+        self._called = called
+        self._before = before
+        self._after = after
+        self._compiled = _compiled_call(called)
+        self._handles: list[Any] = []
+        if self._compiled is not None:
+            # In place: torch runs this instead of the module's own call, hooks included.
+            self._wrapper = functools.partial(self._run, self._compiled)
+            _set_compiled_call(called, self._wrapper)
+        else:
+            self._handles = [
+                called.register_forward_pre_hook(self._on_call, with_kwargs=True, prepend=True),
+                called.register_forward_hook(self._on_return, always_call=True),
+            ]
+
+    def leads_to(self, called: nn.Module) -> bool:
+        """Whether this is in front of the module as it is called now."""
+        current = _compiled_call(called)
+        own = self._wrapper if self._compiled is not None else None
+        return called is self._called and current is own
+
+    def close(self) -> None:
+        """Give the module its own call back."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._compiled is not None and _compiled_call(self._called) is self._wrapper:
+            _set_compiled_call(self._called, self._compiled)
+
+    def __reduce__(self) -> tuple[type[_NoEntrance], tuple[()]]:
+        """Copies and pickles of the module are stock."""
+        return _NoEntrance, ()
+
+    def _run(self, compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        changed = self._before(args, kwargs)
+        if changed is not None:
+            args, kwargs = changed
+        try:
+            return compiled(*args, **kwargs)
+        finally:
+            self._after()
+
+    def _on_call(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Call | None:
+        return self._before(args, kwargs)
+
+    def _on_return(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        self._after()
+
+
+class _NoEntrance:
+    """What becomes of an entrance in a copy."""
+
+    def _on_call(self, *_: Any) -> None:
+        return None
+
+    def _on_return(self, *_: Any) -> None:
+        return None
+
+
+def _compiled_call(module: nn.Module) -> Callable[..., Any] | None:
+    return vars(module).get("_compiled_call_impl")
+
+
+def _set_compiled_call(module: nn.Module, call: Callable[..., Any]) -> None:
+    vars(module)["_compiled_call_impl"] = call
