@@ -12,7 +12,8 @@ import families_omnigen
 import families_unified
 from families import distance, pictures
 from families_flux import rows
-from family_laws import Family, run
+from family_laws import Family, run, run_sparse
+from ras_dit import UnsupportedError
 
 # Row, and what its call has instead when the feature is taken away.
 FEATURES: tuple[tuple[Any, str, dict[str, Any]], ...] = (
@@ -41,3 +42,14 @@ def test_a_feature_matters(module: Any, name: str, without: dict[str, Any]) -> N
     pipe = family.build()
     whole = run(pipe, family.call(1))
     assert distance(whole, run(pipe, family.call(1) | without)) > 1e-2
+
+
+def test_positions_of_several_images_under_perturbed_attention_are_refused() -> None:
+    """HunyuanDiT shares one table of positions, and PAG attends on two of three branches."""
+    name = "HunyuanDiT perturbed attention"
+    family = next(row for row in families_crossed.FAMILIES if str(row) == name)
+    pipe = family.build()
+    stock = run(pipe, family.call(2))
+    with pytest.raises(UnsupportedError, match="make one image at a time"):
+        run_sparse(pipe, family.call(2))
+    assert distance(run(pipe, family.call(2)), stock) == 0
