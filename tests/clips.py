@@ -11,7 +11,14 @@ from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
 
 from pipelines import shake
 
@@ -100,3 +107,21 @@ def tokenizer(length: int) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         model_max_length=length,
     )
+
+
+def image_encoder(width: int) -> CLIPVisionModel:
+    """Five tokens of a picture."""
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=16,
+        patch_size=8,
+    )
+    return CLIPVisionModel(config).eval()
+
+
+def image_processor() -> CLIPImageProcessor:
+    return CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16)

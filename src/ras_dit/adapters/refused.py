@@ -39,6 +39,32 @@ TRANSFORMERS: Mapping[str, str] = MappingProxyType(
         "ErnieImageTransformer2DModel": "it is not described yet",
         "JoyImageEditTransformer3DModel": "it is not described yet",
         "JoyImageEditPlusTransformer3DModel": "it is not described yet",
+        "HunyuanVideoFramepackTransformer3DModel": (
+            "it packs the history of a video in front of the frames that are made and cuts it off "
+            "by its place behind the blocks; not described yet"
+        ),
+        "HunyuanVideo15Transformer3DModel": (
+            "it sorts two texts and a picture into one sequence, each with an embedding of its "
+            "own; not described yet"
+        ),
+        "LatteTransformer3DModel": (
+            "its blocks attend within one frame and along one place in turn, with the video in "
+            "another form each time, so active tokens alone make no sequence"
+        ),
+        "LTX2VideoTransformer3DModel": (
+            "video and sound are made side by side and attend to each other; not described yet"
+        ),
+        "CosmosTransformer3DModel": "it is not described yet",
+        "Cosmos3OmniTransformer": "it is not described yet",
+        "AllegroTransformer3DModel": "it is not described yet",
+        "EasyAnimateTransformer3DModel": "it is not described yet",
+        "HeliosTransformer3DModel": "it is not described yet",
+        "AnyFlowTransformer3DModel": "it is not described yet",
+        "AnyFlowFARTransformer3DModel": "it is not described yet",
+        "MotifVideoTransformer3DModel": "it is not described yet",
+        "Kandinsky6Transformer3DModel": "it is not described yet",
+        "Kandinsky6SRTransformer3DModel": "it is not described yet",
+        "ConsisIDTransformer3DModel": "it is not described yet",
         "SanaVideoTransformer3DModel": _LINEAR,
         "SanaWMTransformer3DModel": _LINEAR,
         "SanaWMLTX2RefinerTransformer3DModel": (
@@ -83,6 +109,16 @@ PIPELINES: Mapping[str, str] = MappingProxyType(
         "Flux2KleinKVPipeline": (
             "it keeps keys and values of its references itself; use Flux2KleinPipeline with the "
             "same components, where RAS does that"
+        ),
+        **dict.fromkeys(
+            (
+                "SkyReelsV2DiffusionForcingPipeline",
+                "SkyReelsV2DiffusionForcingImageToVideoPipeline",
+                "SkyReelsV2DiffusionForcingVideoToVideoPipeline",
+            ),
+            "every frame has a copy of the scheduler to itself and steps at its own time, so there "
+            "is no common step to choose tokens for; use SkyReelsV2Pipeline or "
+            "SkyReelsV2ImageToVideoPipeline",
         ),
         "ZImageOmniPipeline": (
             "it hands the transformer nested lists, the given pictures among the latents, and the "
