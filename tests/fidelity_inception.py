@@ -17,7 +17,7 @@ from PIL import Image
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
 
-from ras_dit.evaluation.frechet import frechet_distance
+from ras_dit.evaluation.frechet import Target, fit
 from ras_dit.evaluation.images import read_batch, read_picture
 from ras_dit.evaluation.scorers import Picture, make_scorer
 
@@ -98,9 +98,7 @@ def test_fid_is_torch_fidelitys(weights: Path, tmp_path: Path) -> None:
 
     ours, real = spatial(first), spatial(second)
     assert ours.shape[1] == 2023
-    from ras_dit.evaluation.frechet import fit
-
-    assert sfid.value == pytest.approx(frechet_distance(ours, fit(real)), rel=1e-4)
+    assert sfid.value == pytest.approx(Target(fit(real)).distance(ours), rel=1e-4)
 
 
 def test_lpips_is_torchmetrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

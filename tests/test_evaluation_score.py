@@ -310,7 +310,7 @@ def test_frechet_distances_to_a_folder(
     real = scorer.features(sorted(reference.iterdir()))
     ours = scorer.features(sorted((made / "images" / SPARSE).iterdir()))
     for name, statistic in (("pool", pool), ("spatial", spatial)):
-        expected = frechet_distance(ours[name], fit(real[name]))
+        expected = frechet_distance(fit(ours[name]), fit(real[name]))
         assert statistic.value == pytest.approx(expected, rel=1e-5)
     # The statistics of the reference are stored beside it, and taken from there.
     again = make_scorer(

@@ -91,9 +91,21 @@ class Target:
         return float(np.std(draws))
 
 
-def frechet_distance(features: NDArray[np.floating], reference: Gaussian) -> float:
-    """The distance of one set of features; see :meth:`Target.distance`."""
-    return Target(reference).distance(features)
+def frechet_distance(first: Gaussian, second: Gaussian) -> float:
+    """The distance of :meth:`Target.distance` between two fitted Gaussians."""
+    root = symmetric_root(second.covariance)
+    inner = torch.from_numpy(root @ first.covariance @ root)
+    values = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp(min=0)
+    shift = first.mean - second.mean
+    spread = float(np.trace(first.covariance) + np.trace(second.covariance))
+    return float(shift @ shift) + spread - 2 * float(values.sqrt().sum())
+
+
+def distance_error(
+    features: NDArray[np.floating], reference: Gaussian, *, resamples: int = RESAMPLES
+) -> float:
+    """The error of :meth:`Target.error`, for one set of features."""
+    return Target(reference).error(features, resamples=resamples)
 
 
 def symmetric_root(covariance: Matrix) -> Matrix:
