@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 
 import ras_dit
 from pipelines import JOINT, POOLED, sd3_pipeline, sd3_transformer, shake, tiny_vae
-from ras_dit.verify import masked_reference
+from ras_dit.reference import masked_reference
 
 LUMINA_TEXT = 9
 LUMINA_CROSS = 20

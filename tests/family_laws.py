@@ -21,8 +21,8 @@ from pipelines import hooks_of
 from ras_dit.adapters import describe
 from ras_dit.cost import cache_bytes, trace_cost
 from ras_dit.engine import denoisers
+from ras_dit.reference import masked_reference
 from ras_dit.trace import Trace
-from ras_dit.verify import masked_reference
 
 SPARSE: dict[str, Any] = {"sample_ratio": 0.4, "warmup_steps": 2, "reset_steps": (5,)}
 STEPS = 7

@@ -23,8 +23,8 @@ from diffusers.models.attention_processor import JointAttnProcessor2_0
 
 import ras_dit
 from pipelines import hooks_of, is_stock, processors_of, sd3_inputs, sd3_pipeline
+from ras_dit.reference import masked_reference
 from ras_dit.schedule import plan_steps
-from ras_dit.verify import masked_reference
 
 SPARSE = {"sample_ratio": 0.4, "warmup_steps": 2, "reset_steps": (6,)}
 

@@ -20,7 +20,7 @@ import families_visualcloze
 import ras_dit
 from families_flux import HEIGHT, WIDTH, flux_call, schnell_pipeline
 from family_laws import run
-from ras_dit.verify import masked_reference
+from ras_dit.reference import masked_reference
 
 ROOMS = (
     families_flux,

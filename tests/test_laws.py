@@ -23,9 +23,9 @@ import ras_dit
 from pipelines import sd3_inputs, sd3_pipeline, take
 from ras_dit.adapters import DESCRIPTIONS
 from ras_dit.cache import KVCache
+from ras_dit.reference import masked_reference
 from ras_dit.schedule import StepPlan
 from ras_dit.session import Session
-from ras_dit.verify import masked_reference
 
 SPARSE = {"sample_ratio": 0.4, "warmup_steps": 2, "reset_steps": (6,)}
 MODELS = [pytest.param(False, id="sd3"), pytest.param(True, id="sd35")]

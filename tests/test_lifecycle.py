@@ -23,7 +23,7 @@ from diffusers.models.attention_processor import JointAttnProcessor2_0
 import ras_dit
 from pipelines import processors_of, sd3_inputs, sd3_pipeline, sd3_transformer
 from ras_dit.cache import KVCache
-from ras_dit.verify import masked_reference
+from ras_dit.reference import masked_reference
 
 SPARSE = {"sample_ratio": 0.4, "warmup_steps": 2, "reset_steps": (6,)}
 

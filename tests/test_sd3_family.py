@@ -35,8 +35,8 @@ from families import (
 from pipelines import sd3_inputs, sd3_pipeline, sd3_transformer, tiny_vae
 from ras_dit.adapters import DESCRIPTIONS
 from ras_dit.cache import KVCache
+from ras_dit.reference import masked_reference
 from ras_dit.trace import Trace
-from ras_dit.verify import masked_reference
 
 SPARSE = {"sample_ratio": 0.4, "warmup_steps": 2, "reset_steps": (6,)}
 SD3 = DESCRIPTIONS["SD3Transformer2DModel"]

@@ -17,8 +17,8 @@ from ras_dit.engine import denoisers
 from ras_dit.errors import RASError
 from ras_dit.findings import blame, first_difference, misplaced, watch_blocks
 from ras_dit.patch import enable
+from ras_dit.reference import masked_reference
 from ras_dit.trace import Trace
-from ras_dit.verify import masked_reference
 
 _DEFAULTS: Mapping[str, Any] = {"num_inference_steps": 8}
 _CHECKED = RASConfig(sample_ratio=0.4, warmup_steps=2)
