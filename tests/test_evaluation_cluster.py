@@ -46,6 +46,10 @@ def test_a_cluster_that_loses_a_node_gives_the_same_bytes(
     # On a busy machine a node needs longer to start than Ray waits by itself.
     monkeypatch.setenv("RAY_raylet_start_wait_time_s", "240")
     monkeypatch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # A dead node is noticed in five seconds and not in half a minute.
+    monkeypatch.setenv("RAY_health_check_initial_delay_ms", "0")
+    monkeypatch.setenv("RAY_health_check_period_ms", "500")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "10")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     manifest, settings = planned(tmp_path, evaluation(model_folder))
     generate_pictures(tmp_path / "local", manifest, settings)
