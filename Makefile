@@ -7,7 +7,7 @@ OUT ?= out
 LOWEST := 0.36.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest lint format train train-judge samples figures wheel wheel-test clean evaluate-smoke test-fidelity
+.PHONY: help demo test test-lowest lint format train train-judge samples figures models wheel wheel-test clean evaluate-smoke test-fidelity
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -77,6 +77,9 @@ samples: $(VENV)/installed-train  ## draw the contact sheet of the embedded mode
 
 figures: $(VENV)/installed  ## draw the figures of docs/figures.md
 	$(BIN)/python docs/draw.py
+
+models: $(VENV)/installed-dev  ## draw the table of supported pipelines from the tests
+	PYTHONPATH=tests:. $(BIN)/python -W ignore tests/support_table.py
 
 wheel: $(VENV)/installed-dev  ## build the wheel into dist/
 	rm -rf dist

@@ -74,8 +74,7 @@ LAYERS = layers()
         ("recording", {"errors", "selection", "tokens", "trace"}),
         (
             "session",
-            {"cache", "config", "errors", "public_code", "recording", "schedule", "selection"}
-            | {"tokens", "trace"},
+            {"cache", "chooser", "config", "errors", "recording", "schedule", "tokens", "trace"},
         ),
         ("chooser", {"config", "errors", "public_code", "schedule", "selection"}),
         ("tables", {"errors"}),

@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from ras_dit import options
-from ras_dit.adapters import DESCRIPTIONS
 from ras_dit.animation import save_animation
 from ras_dit.config import RASConfig, presets
 from ras_dit.console import fail, one_line_warnings, progress, quiet_libraries
@@ -39,6 +38,7 @@ from ras_dit.planning import HEADINGS, plan_table
 from ras_dit.portrait import figures_of
 from ras_dit.report import comparison_rows, run_line
 from ras_dit.study.commands import app as study_app
+from ras_dit.support import read_support
 from ras_dit.visualization import comparison as side_by_side
 from ras_dit.visualization import region_map
 
@@ -226,11 +226,16 @@ def _plan(
 
 @app.command("models")
 def _models() -> None:
-    """List the transformers that are supported."""
-    table = Table("family", "transformer in diffusers")
-    for description in sorted(DESCRIPTIONS.values(), key=lambda d: d.family):
-        table.add_row(description.family, description.transformer)
-    Console().print(table)
+    """List the pipelines that are supported and tested, and those that are refused."""
+    support, console = read_support(), Console()
+    tested = Table("family", Column("pipeline in diffusers", overflow="fold"), "tested")
+    for row in support.by_family():
+        tested.add_row(*row)
+    console.print(tested)
+    refused = Table(Column("refused", overflow="fold"), "because")
+    for name, reason in sorted(support.refused.items()):
+        refused.add_row(name, reason)
+    console.print(refused)
 
 
 def _configuration(
