@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
@@ -44,7 +45,7 @@ KINDS: Final = {
 SIZES: Final = (256, 128)
 REAL: Final = (50, 100, 200, 500, 1000)
 IN_REFERENCE: Final = 2000
-SPOILT: Final = 50  # scenes whose distance is also measured spoilt
+SPOILT: Final = 100  # scenes whose distance to themselves, spoilt, is measured
 
 
 def export(work: Path, folder: Path = JUDGE_DIR) -> Path:
@@ -128,42 +129,45 @@ def accuracy(
     return rows
 
 
-@torch.inference_mode()
-def distances(
-    judge: Judge, art: Art, autoencoder: AutoencoderKL, size: int, folder: Path
-) -> dict[str, object]:
-    """Make and keep the reference of a size; FD-emoji of real, and of spoilt, scenes to it."""
+def draw_scenes(art: Art, rng: random.Random, size: int, number: int) -> list[Tensor]:
+    """Held-out scenes of the usual mixture, each [3, size, size] in -1 to 1."""
+    scenes = [sample_scene(rng, from_held_out=True) for _ in range(number)]
+    pixels = [render(art, scene, size, size, rng) for scene in scenes]
+    return [torch.from_numpy(image).permute(2, 0, 1) * 2 - 1 for image in pixels]
+
+
+def features_of(judge: Judge, images: Sequence[Tensor]) -> npt.NDArray[np.float32]:
+    """Features [n, 128] of pictures."""
+    return np.stack([judge.features(to_picture(image)) for image in images])
+
+
+def keep_reference(judge: Judge, art: Art, size: int, folder: Path) -> dict[str, object]:
+    """Make and keep the reference of a size; what it says of real scenes."""
     rng = random.Random(f"reference/{size}")
-
-    def draw(number: int) -> list[Tensor]:
-        scenes = [sample_scene(rng, from_held_out=True) for _ in range(number)]
-        pixels = [render(art, scene, size, size, rng) for scene in scenes]
-        return [torch.from_numpy(image).permute(2, 0, 1) * 2 - 1 for image in pixels]
-
-    def features(images: list[Tensor]) -> np.ndarray:
-        return np.stack([judge.features(to_picture(image)) for image in images])
-
-    known = features(draw(IN_REFERENCE))
-    reference = make_reference(known, features(draw(max(REAL))), REAL, judge_checksum(folder))
+    known = features_of(judge, draw_scenes(art, rng, size, IN_REFERENCE))
+    others = features_of(judge, draw_scenes(art, rng, size, max(REAL)))
+    reference = make_reference(known, others, REAL, judge_checksum(folder))
     save_reference(reference, folder, size, size)
-    images = draw(SPOILT)
-    spoilt = {
-        name: frechet_distance(
-            fit(features([change(image, number) for number, image in enumerate(images)])),
-            reference.gaussian,
-        )
-        for name, change in spoils(autoencoder).items()
-    }
-    row: dict[str, object] = {
-        "size": size,
+    return {
         "scenes": IN_REFERENCE,
-        "scenes spoilt": SPOILT,
         "halves": round(reference.halves, 4),
         "real": {str(number): round(value, 4) for number, value in reference.real.items()},
-        "spoilt": {name: round(value, 4) for name, value in spoilt.items()},
     }
-    print(json.dumps(row), flush=True)
-    return row
+
+
+@torch.inference_mode()
+def spoilt_distances(
+    judge: Judge, art: Art, autoencoder: AutoencoderKL, size: int
+) -> dict[str, float]:
+    """FD-emoji between the same scenes clean and spoilt: what spoiling alone does."""
+    images = draw_scenes(art, random.Random(f"spoilt/{size}"), size, SPOILT)
+    clean = fit(features_of(judge, images))
+    found = {}
+    for name, change in spoils(autoencoder).items():
+        changed = [change(image, number) for number, image in enumerate(images)]
+        apart = frechet_distance(fit(features_of(judge, changed)), clean)
+        found[name] = round(max(0.0, apart), 4)
+    return found
 
 
 def main() -> None:
@@ -185,7 +189,12 @@ def main() -> None:
     judge = Judge.load(options.judge)
     autoencoder = AutoencoderKL.from_pretrained(options.init_from / "vae").eval()
     rows = accuracy(judge, art, autoencoder, options.scenes) if options.scenes else []
-    apart = [distances(judge, art, autoencoder, size, options.judge) for size in options.sizes]
+    apart: list[dict[str, object]] = []
+    for size in options.sizes:
+        row = {"size": size, **keep_reference(judge, art, size, options.judge)}
+        row[f"{SPOILT} scenes, spoilt"] = spoilt_distances(judge, art, autoencoder, size)
+        print(json.dumps(row), flush=True)
+        apart.append(row)
     facts = {"blur": BLUR, "noise": NOISE, "accuracy": rows, "distances": apart}
     options.out.write_text(json.dumps(facts, indent=1) + "\n")
 
