@@ -1,0 +1,258 @@
+"""RAS beside what people switch on: compilation, offload, quantised layers, adapters, copies."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig
+from torch._dynamo.testing import CompileCounterWithBackend
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+import ras_dit
+from families import distance, lora_weights
+from families_flux import flux_call, flux_pipeline
+from family_laws import SPARSE, run, run_sparse
+from pipelines import hooks_of, sd3_inputs, sd3_pipeline
+from ras_dit.reference import masked_reference
+
+
+def flux() -> dict[str, Any]:
+    return flux_call(2)
+
+
+def sd3() -> dict[str, Any]:
+    call = sd3_inputs(2) | {"num_inference_steps": 7}
+    del call["output_type"]
+    return call
+
+
+def check(pipe: Any, call: Callable[[], dict[str, Any]]) -> torch.Tensor:
+    """Sparse equals the reference on the pipeline as it is; gives the sparse latents."""
+    latents, trace = run_sparse(pipe, call())
+    assert sum(step.kind == "sparse" for step in trace.steps) >= 3
+    assert distance(latents, masked_reference(pipe, trace, **call())) <= 1e-4
+    return latents
+
+
+# -- torch.compile ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def counter() -> Any:
+    torch._dynamo.reset()
+    yield CompileCounterWithBackend("eager")
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    ("build", "call", "when"),
+    [
+        (sd3_pipeline, sd3, "before"),
+        (sd3_pipeline, sd3, "in place"),
+        (sd3_pipeline, sd3, "after"),
+        (flux_pipeline, flux, "before"),
+    ],
+    ids=["sd3 before", "sd3 in place", "sd3 after", "flux before"],
+)
+def test_a_compiled_transformer_has_three_graphs(
+    build: Any, call: Any, when: str, counter: Any
+) -> None:
+    """Dense, filling the caches, sparse; without breaks, and none is made in a second run."""
+    pipe = build()
+    eager, _ = run_sparse(pipe, call())
+    stock = run(pipe, call())
+    transformer = pipe.transformer
+    torch._dynamo.utils.counters.clear()
+    if when == "before":
+        pipe.transformer = torch.compile(transformer, backend=counter)
+    if when == "in place":
+        transformer.compile(backend=counter)
+    with ras_dit.enable(pipe, **SPARSE):
+        if when == "after":
+            pipe.transformer = torch.compile(transformer, backend=counter)
+        first = run(pipe, call())
+        graphs = counter.frame_count
+        second = run(pipe, call())
+    assert graphs == 3
+    assert counter.frame_count == 3
+    assert not torch._dynamo.utils.counters["graph_break"]
+    assert distance(first, eager) <= 1e-5
+    assert torch.equal(first, second)
+    assert distance(run(pipe, call()), stock) <= 1e-5
+
+
+def test_blocks_compiled_one_by_one_are_refused() -> None:
+    pipe = flux_pipeline()
+    pipe.transformer.transformer_blocks[0].compile(backend="eager")
+    with pytest.raises(ras_dit.UnsupportedError, match="compile the whole transformer"):
+        ras_dit.enable(pipe, **SPARSE)
+    assert hooks_of(pipe.transformer) == 0
+
+
+# -- where and how weights lie ---------------------------------------------------------------------
+
+
+def test_group_offload() -> None:
+    pipe = flux_pipeline()
+    expected = check(pipe, flux)
+    cpu = torch.device("cpu")
+    pipe.transformer.enable_group_offload(
+        onload_device=cpu, offload_device=cpu, offload_type="block_level", num_blocks_per_group=1
+    )
+    assert torch.equal(check(pipe, flux), expected)
+
+
+def test_model_offload() -> None:
+    pipe = flux_pipeline()
+    expected = check(pipe, flux)
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(check(pipe, flux), expected)
+
+
+def test_layers_quantised_to_int8() -> None:
+    pipe = flux_pipeline()
+    exact = check(pipe, flux)
+    quantize_(pipe.transformer, Int8WeightOnlyConfig())
+    assert distance(check(pipe, flux), exact) > 1e-3
+
+
+def test_channels_last() -> None:
+    pipe = sd3_pipeline()
+    pipe.transformer.to(memory_format=torch.channels_last)
+
+    def call() -> dict[str, Any]:
+        noise = torch.randn(2, 4, 12, 20, generator=torch.Generator().manual_seed(0))
+        return sd3() | {"latents": noise.to(memory_format=torch.channels_last)}
+
+    check(pipe, call)
+
+
+def test_another_attention_backend() -> None:
+    pipe = flux_pipeline()
+    pipe.transformer.set_attention_backend("_native_math")
+    check(pipe, flux)
+    with ras_dit.enable(pipe, **SPARSE):
+        pipe.transformer.set_attention_backend("native")
+        late = run(pipe, flux())
+    assert distance(late, check(pipe, flux)) <= 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_another_dtype_between_runs() -> None:
+    pipe = sd3_pipeline()
+    half = {k: v.bfloat16() if isinstance(v, torch.Tensor) else v for k, v in sd3().items()}
+    with ras_dit.enable(pipe, **SPARSE) as handle:
+        run(pipe, sd3())
+        pipe.to(torch.bfloat16)
+        assert run(pipe, half).dtype == torch.bfloat16
+        assert handle.trace is not None
+        assert handle.trace.dtype == "bfloat16"
+        pipe.to(torch.float32)
+        again = run(pipe, sd3())
+    assert torch.equal(again, run_sparse(pipe, sd3())[0])
+
+
+def test_a_tiled_autoencoder() -> None:
+    pipe = sd3_pipeline()
+    pipe.vae.enable_tiling()
+    call = sd3() | {"output_type": "np"}
+    stock = pipe(**call).images
+    with ras_dit.enable(pipe, **SPARSE):
+        images = pipe(**sd3() | {"output_type": "np"}).images
+    assert images.shape == stock.shape == (2, 24, 40, 3)
+
+
+# -- adapters of weights ---------------------------------------------------------------------------
+
+
+def test_a_lora_scaled_and_unloaded_while_enabled() -> None:
+    pipe = sd3_pipeline()
+    plain = check(pipe, sd3)
+    with ras_dit.enable(pipe, **SPARSE):
+        pipe.load_lora_weights(lora_weights(), adapter_name="one")
+        full = run(pipe, sd3())
+        pipe.set_adapters(["one"], [0.3])
+        weak = run(pipe, sd3())
+        pipe.unload_lora_weights()
+        bare = run(pipe, sd3())
+    assert torch.equal(bare, plain)
+    assert distance(full, plain) > 1e-2
+    assert distance(weak, full) > 1e-2
+    pipe.load_lora_weights(lora_weights(), adapter_name="one")
+    assert torch.equal(check(pipe, sd3), full)
+    pipe.set_adapters(["one"], [0.3])
+    assert torch.equal(check(pipe, sd3), weak)
+
+
+# -- copies, threads, other caches -----------------------------------------------------------------
+
+
+def pickled(module: Any) -> Any:
+    file = io.BytesIO()
+    pickle.dump(module, file)
+    file.seek(0)
+    return pickle.load(file)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickled], ids=["copy", "pickle"])
+def test_copies_of_an_enabled_pipeline_are_stock(duplicate: Any) -> None:
+    pipe = sd3_pipeline()
+    stock = run(pipe, sd3())
+    sparse, _ = run_sparse(pipe, sd3())
+    with ras_dit.enable(pipe, **SPARSE):
+        run(pipe, sd3())
+        transformer = duplicate(pipe.transformer)
+        assert torch.equal(run(pipe, sd3()), sparse)
+        other = copy.copy(pipe)
+        other.transformer, other.scheduler = transformer, copy.deepcopy(pipe.scheduler)
+        assert torch.equal(run(other, sd3()), stock)
+        assert ras_dit.summary
+        with ras_dit.enable(other, **SPARSE | {"sample_ratio": 0.7}) as handle:
+            run(other, sd3())
+            assert handle.trace is not None
+            assert handle.trace.steps[2].num_active == 42
+        assert torch.equal(run(pipe, sd3()), sparse)
+    assert torch.equal(run(other, sd3()), stock)
+
+
+def test_each_thread_has_its_own_pipeline() -> None:
+    pipes = [sd3_pipeline(seed=seed) for seed in range(2)]
+    expected = [run_sparse(pipe, sd3())[0] for pipe in pipes]
+    found: dict[int, torch.Tensor] = {}
+
+    def make(index: int) -> None:
+        with torch.no_grad():
+            found[index] = run(pipes[index], sd3())
+
+    handles = [ras_dit.enable(pipe, **SPARSE) for pipe in pipes]
+    threads = [threading.Thread(target=make, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for handle in handles:
+        handle.disable()
+    assert all(torch.equal(found[index], expected[index]) for index in range(2))
+
+
+def test_step_caches_are_refused_whenever_they_come() -> None:
+    pipe = flux_pipeline()
+    with ras_dit.enable(pipe, **SPARSE):
+        pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+        with pytest.raises(ras_dit.UnsupportedError, match="disable_cache"):
+            run(pipe, flux())
+        pipe.transformer.disable_cache()
+        run(pipe, flux())
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    hooks = hooks_of(pipe.transformer)
+    with pytest.raises(ras_dit.UnsupportedError, match="disable_cache"):
+        ras_dit.enable(pipe, **SPARSE)
+    assert hooks_of(pipe.transformer) == hooks
