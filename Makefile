@@ -24,6 +24,7 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/created
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/created
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) install --quiet --upgrade --no-deps --target $(VENV)/torchao -c constraints.txt torchao
 	touch $@ $(VENV)/installed
 
 $(VENV)/installed-train: pyproject.toml constraints.txt | $(VENV)/created

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig
 from torch._dynamo.testing import CompileCounterWithBackend
-from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
 import ras_dit
 from families import distance, lora_weights
@@ -117,11 +120,38 @@ def test_model_offload() -> None:
     assert torch.equal(check(pipe, flux), expected)
 
 
+QUANTISED = """
+import torch
+from torchao.quantization import Int8WeightOnlyConfig, quantize_
+from families import distance
+from families_flux import flux_call, flux_pipeline
+from family_laws import run_sparse
+from ras_dit.reference import masked_reference
+
+pipe = flux_pipeline()
+exact, _ = run_sparse(pipe, flux_call(2))
+quantize_(pipe.transformer, Int8WeightOnlyConfig())
+latents, trace = run_sparse(pipe, flux_call(2))
+reference = masked_reference(pipe, trace, **flux_call(2))
+weight = pipe.transformer.transformer_blocks[0].attn.to_k.weight
+print(type(weight).__name__, distance(latents, reference) <= 1e-4, distance(latents, exact) > 1e-3)
+"""
+
+
 def test_layers_quantised_to_int8() -> None:
-    pipe = flux_pipeline()
-    exact = check(pipe, flux)
-    quantize_(pipe.transformer, Int8WeightOnlyConfig())
-    assert distance(check(pipe, flux), exact) > 1e-3
+    """In a process of its own: diffusers imports torchao wherever it is installed."""
+    folder = Path(sys.prefix) / "torchao"
+    if not folder.is_dir():
+        pytest.skip("needs torchao beside the environment; make test installs it")
+    paths = [str(folder), str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", QUANTISED],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stdout.split() == ["Int8Tensor", "True", "True"], ran.stderr
 
 
 def test_channels_last() -> None:
@@ -214,7 +244,6 @@ def test_copies_of_an_enabled_pipeline_are_stock(duplicate: Any) -> None:
         other = copy.copy(pipe)
         other.transformer, other.scheduler = transformer, copy.deepcopy(pipe.scheduler)
         assert torch.equal(run(other, sd3()), stock)
-        assert ras_dit.summary
         with ras_dit.enable(other, **SPARSE | {"sample_ratio": 0.7}) as handle:
             run(other, sd3())
             assert handle.trace is not None

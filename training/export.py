@@ -80,6 +80,14 @@ def name_for_all(folder: Path) -> None:
         (folder / name / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
 
 
+def forget_origin(folder: Path) -> None:
+    """Leave out where the parts were loaded from."""
+    for path in folder.glob("*/config.json"):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n")
+
+
 def export(pipeline: StableDiffusion3Pipeline, folder: Path) -> None:
     """Write the folder anew."""
     learn_capitals(pipeline)
@@ -88,6 +96,7 @@ def export(pipeline: StableDiffusion3Pipeline, folder: Path) -> None:
     pipeline.to(torch.float32).save_pretrained(fresh, safe_serialization=True)
     halve(fresh)
     name_for_all(fresh)
+    forget_origin(fresh)
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
 

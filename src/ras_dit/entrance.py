@@ -87,14 +87,20 @@ class Entrance:
         self._after()
 
 
-class _NoEntrance:
-    """What becomes of an entrance in a copy."""
+class _NoEntrance(Entrance):
+    """What becomes of an entrance in a copy: nothing happens there."""
 
-    def _on_call(self, *_: Any) -> None:
-        return None
+    def __init__(self) -> None:
+        self._before = _no_change
+        self._after = _nothing
 
-    def _on_return(self, *_: Any) -> None:
-        return None
+
+def _no_change(_args: Any, _kwargs: Any) -> None:
+    return None
+
+
+def _nothing() -> None:
+    return None
 
 
 def _compiled_call(module: nn.Module) -> Callable[..., Any] | None:

@@ -307,18 +307,11 @@ class TransformerHooks:
         return None
 
 
-class InertHooks:
-    """What becomes of :class:`TransformerHooks` in a copy of a transformer: nothing."""
+class InertHooks(TransformerHooks):
+    """What becomes of hooks in a copy of a transformer: there is no call that they change."""
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        """Every hook of the original by its name."""
-        if name not in vars(TransformerHooks):
-            raise AttributeError(name)
-        return _do_nothing
-
-
-def _do_nothing(*_args: Any, **_kwargs: Any) -> None:
-    """A hook that leaves everything as it is."""
+    def __init__(self) -> None:
+        self._call = None
 
 
 def _spread(rows: torch.Tensor, fresh: FreshRows, length: int) -> torch.Tensor:

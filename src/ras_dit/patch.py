@@ -147,7 +147,7 @@ def find_engine(pipe: Any) -> Engine | None:
         for module in transformer.modules():
             for hook in module._forward_hooks.values():  # noqa: SLF001
                 part = getattr(hook, "__self__", None)
-                if isinstance(part, TransformerHooks) and part.transformer is transformer:
+                if type(part) is TransformerHooks and part.transformer is transformer:
                     assert isinstance(part.owner, Engine)
                     return part.owner
     return None

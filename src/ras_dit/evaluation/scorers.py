@@ -37,6 +37,8 @@ SCORERS: Mapping[str, str] = {
     "clip": "ras_dit.evaluation.clip:clip_score",
     "pickscore": "ras_dit.evaluation.clip:pick_score",
     "geneval": "ras_dit.evaluation.geneval:GenEvalScorer",
+    "emoji": "ras_dit.evaluation.emoji_scorers:emoji",
+    "fd-emoji": "ras_dit.evaluation.emoji_scorers:fd_emoji",
 }
 _GROUP = "ras_dit.scorers"
 
