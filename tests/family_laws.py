@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -126,14 +127,14 @@ def check_dense(family: Family) -> None:
     assert hooks == [hooks_of(part) for part in denoisers(pipe).values()]
 
 
-def check_cost(family: Family) -> None:
+def check_cost(family: Family, **settings: Any) -> None:
     """FLOPs and cache bytes by formula are those that torch counts and the caches take."""
     pipe = family.build()
     transformer = next(iter(denoisers(pipe).values()))
     description = describe(transformer)
     images = family.images if family.batched else 1
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        _, trace = run_sparse(pipe, family.call(images))
+        _, trace = run_sparse(pipe, family.call(images), **settings)
     work = description.work(transformer.config)
     cost = trace_cost(work, trace)
     # Autoencoders that read a given picture are no part of it.
@@ -151,6 +152,27 @@ def check_cost(family: Family) -> None:
             )
             for call in trace.steps[2].calls
         )
+
+
+def check_kept_text(family: Family) -> None:
+    """Text is kept as in a reference where text is inactive, too, or that is refused."""
+    pipe = family.build()
+    description = describe(next(iter(denoisers(pipe).values())))
+    if description.text_arguments is None:
+        with pytest.raises(ras_dit.UnsupportedError, match="text_arguments"):
+            ras_dit.enable(pipe, text="keep")
+        return
+    images = family.images if family.batched else 1
+    latents, trace = run_sparse(pipe, family.call(images), text="keep")
+    assert trace.keeps_text
+    torch.manual_seed(0)
+    reference = masked_reference(pipe, trace, **family.call(images))
+    assert float((latents - reference).abs().max()) <= family.tolerance
+    sets = [step.active for step in trace.steps]
+    torch.manual_seed(0)
+    fresh = masked_reference(pipe, sets, **family.call(images))
+    assert float((latents - fresh).abs().max()) > 1e-2
+    check_cost(family, text="keep")
 
 
 def check_batch(family: Family) -> None:

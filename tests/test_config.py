@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from ras_dit import RASConfig, RASError
-from ras_dit.config import presets
+from ras_dit.config_files import presets
 
 
 @pytest.mark.parametrize(

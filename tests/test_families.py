@@ -12,6 +12,7 @@ from family_laws import (
     check_batch,
     check_cost,
     check_dense,
+    check_kept_text,
     check_reference,
     check_wrong_description,
 )
@@ -47,3 +48,8 @@ def test_a_wrong_description_is_found(family: Family) -> None:
 @pytest.mark.parametrize("family", MAIN, ids=str)
 def test_a_run_costs_what_its_trace_says(family: Family) -> None:
     check_cost(family)
+
+
+@pytest.mark.parametrize("family", MAIN, ids=str)
+def test_text_is_kept_or_that_is_refused(family: Family) -> None:
+    check_kept_text(family)

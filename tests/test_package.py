@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import ras_dit
-from ras_dit.config import presets
+from ras_dit.config_files import presets
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "ras_dit"

@@ -46,6 +46,7 @@ class AttentionLayer:
         index: Number of the layer in its transformer.
         current: Gives the transformer call under way, ``None`` where RAS has no part in it.
         by_sample: Whether the processor makes one operation for each row of the model batch.
+        fused: Name of the kernels that make its sparse calls where they can.
     """
 
     def __init__(
@@ -55,9 +56,11 @@ class AttentionLayer:
         current: Callable[[], AttentionCall | None],
         *,
         by_sample: bool = False,
+        fused: str | None = None,
     ) -> None:
         self.module = module
         self.index = index
+        self.fused = fused
         self._current = current
         self._by_sample = by_sample
         self._operations = 0
@@ -88,6 +91,22 @@ class AttentionLayer:
         if stock(current) is not current:
             _set_processor(self.module, stock(current))
 
+    def sparse_operation(self, batch: int, num_fresh: int) -> tuple[KVCache, FreshRows] | None:
+        """The cache of the operation to come and its fresh rows; ``None`` in a dense call.
+
+        Args:
+            batch: Rows of the model batch in the operation.
+            num_fresh: Tokens that come with it.
+        """
+        call = self._current()
+        if call is None or call.fresh is None:
+            return None
+        cached = call.cache.layers.get((self.index, self._operations))
+        if cached is None or num_fresh != call.fresh.count(cached.num_keys):
+            return None
+        fresh = call.fresh
+        return cached, fresh.sample(self._operations) if self._by_sample else fresh.part(batch)
+
     def recover(
         self,
         query: torch.Tensor,
@@ -114,7 +133,7 @@ class AttentionLayer:
                 call.cache.layers[place] = KVCache(key, value, token_dim, scale, mask)
             return key, value
         cached = call.cache.layers.get(place)
-        if cached is None or cached.num_keys - key.shape[token_dim] != call.fresh.num_missing:
+        if cached is None or key.shape[token_dim] != call.fresh.count(cached.num_keys):
             return key, value
         fresh = call.fresh.sample(place[1]) if self._by_sample else call.fresh.part(key.shape[0])
         if scale is not None:
@@ -168,7 +187,7 @@ def rebind(processor: Any, layer: AttentionLayer) -> Any:
     )
     bound.__kwdefaults__ = function.__kwdefaults__
     namespace = {
-        "__call__": bound,
+        "__call__": _fused(bound, processor, layer),
         "__module__": kind.__module__,
         "__qualname__": kind.__qualname__,
         _STOCK: processor,
@@ -183,6 +202,27 @@ def rebind(processor: Any, layer: AttentionLayer) -> Any:
 
 def _same(processor: Any) -> Any:
     return processor
+
+
+def _fused(bound: Callable[..., Any], processor: Any, layer: AttentionLayer) -> Callable[..., Any]:
+    """A processor's call, whose sparse calls kernels make where there are any for it."""
+    if layer.fused is None:
+        return bound
+    from ras_dit.kernels import fused_processor, machine_obstacle
+
+    fused = fused_processor(layer.fused)
+    if machine_obstacle() is not None or not fused.fits(processor):
+        return bound
+
+    @functools.wraps(bound)
+    def attend(own: Any, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        # A compiler makes kernels of its own, and cannot look into these.
+        output = (
+            None if torch.compiler.is_compiling() else fused.attend(layer, module, *args, **kwargs)
+        )
+        return bound(own, module, *args, **kwargs) if output is None else output
+
+    return attend
 
 
 def _functional(layer: AttentionLayer) -> types.ModuleType:

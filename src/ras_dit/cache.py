@@ -14,7 +14,7 @@ from ras_dit.tokens import TokenOrder, gather_rows, scatter_rows
 
 
 class FreshRows:
-    """Which rows of a whole sequence a sparse call computes anew: active tokens and all text.
+    """Which rows of a whole sequence a sparse call computes anew: active tokens, and the text.
 
     One object serves every layer of the call: row numbers are computed once per layout.
 
@@ -25,6 +25,7 @@ class FreshRows:
         images: Images among the rows, whose sets repeat over the guidance branches; all rows are
             images of their own where it is not given.
         starts: First image token of each row, int64 ``[B]``, for the order ``"text_around"``.
+        keeps_text: Whether no text row is computed, so that T below is 0.
     """
 
     def __init__(
@@ -34,20 +35,23 @@ class FreshRows:
         order: TokenOrder,
         images: int | None = None,
         starts: torch.Tensor | None = None,
+        *,
+        keeps_text: bool = False,
     ) -> None:
         self.active = active
         self.num_tokens = num_tokens
         self.order = order
         self.images = images or active.shape[0]
         self.starts = starts
+        self.keeps_text = keeps_text
         self._parts: dict[tuple[int, int], FreshRows] = {}
         self._positions: dict[int, torch.Tensor] = {}
         self._rows: dict[tuple[int, int], torch.Tensor] = {}
 
-    @property
-    def num_missing(self) -> int:
-        """By how many rows a sparse sequence is shorter than a whole one."""
-        return self.num_tokens - self.active.shape[1]
+    def count(self, length: int) -> int:
+        """How many rows of a whole sequence of that length are fresh."""
+        text = 0 if self.keeps_text else length - self.num_tokens
+        return self.active.shape[1] + text
 
     @property
     def are_shared(self) -> bool:
@@ -81,7 +85,12 @@ class FreshRows:
             starts = None if self.starts is None else self.starts[rows]
             images = min(self.images, batch)
             self._parts[key] = FreshRows(
-                self.active[rows], self.num_tokens, self.order, images, starts
+                self.active[rows],
+                self.num_tokens,
+                self.order,
+                images,
+                starts,
+                keeps_text=self.keeps_text,
             )
         return self._parts[key]
 
@@ -121,16 +130,21 @@ class FreshRows:
     def _joined(self, num_text: int) -> torch.Tensor:
         if num_text == 0:
             return self.active
-        text = torch.arange(num_text, device=self.active.device)
-        text = text.expand(self.active.shape[0], -1)
-        if self.order == "image_first":
-            return torch.cat([self.active, text + self.num_tokens], dim=1)
+        active = self.active
         if self.order == "text_first":
-            return torch.cat([text, self.active + num_text], dim=1)
-        assert self.starts is not None
-        starts = self.starts.unsqueeze(1)
-        around = torch.where(text < starts, text, text + self.num_tokens)
-        return torch.cat([around, self.active + starts], dim=1)
+            active = active + num_text
+        elif self.order == "text_around":
+            assert self.starts is not None
+            active = active + self.starts.unsqueeze(1)
+        if self.keeps_text:
+            return active
+        text = torch.arange(num_text, device=active.device).expand(active.shape[0], -1)
+        if self.order == "image_first":
+            return torch.cat([active, text + self.num_tokens], dim=1)
+        if self.order == "text_around":
+            assert self.starts is not None
+            text = torch.where(text < self.starts.unsqueeze(1), text, text + self.num_tokens)
+        return torch.cat([text, active], dim=1)
 
 
 class KVCache:
@@ -164,6 +178,11 @@ class KVCache:
     def nbytes(self) -> int:
         """Size in bytes, without the mask, which layers share."""
         return self._key.whole.nbytes + self._value.whole.nbytes
+
+    def by_token(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The whole keys and values as views ``[B, S, H, D]``, which may be written to."""
+        key, value = self._key.whole, self._value.whole
+        return (key, value) if self.token_dim == 1 else (key.transpose(1, 2), value.transpose(1, 2))
 
     def prepare(self, fresh: FreshRows) -> None:
         """Make the row numbers of a merge."""

@@ -26,7 +26,8 @@ from rich.table import Column, Table
 
 from ras_dit import options
 from ras_dit.animation import save_animation
-from ras_dit.config import RASConfig, presets
+from ras_dit.config import RASConfig
+from ras_dit.config_files import presets
 from ras_dit.console import fail, one_line_warnings, progress, quiet_libraries
 from ras_dit.errors import RASError
 from ras_dit.evaluation.commands import app as evaluate_app

@@ -6,15 +6,13 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import yaml
-
+from ras_dit.config_files import read_fields
 from ras_dit.errors import RASError, RASWarning
 from ras_dit.public_code import PUBLIC_STARVATION_SCALE, PublicCode
-from ras_dit.validation import ResetSteps, check_int, check_number, checked_resets
+from ras_dit.validation import ResetSteps, check_choice, check_int, check_number, checked_resets
 
 if TYPE_CHECKING:
     import torch
@@ -24,10 +22,12 @@ MetricFunction = Callable[["torch.Tensor"], "torch.Tensor"]
 Keep = Literal["low", "high", "auto"]
 Schedule = Literal["constant", "linear"] | tuple[float, ...] | Callable[[int, int], float]
 Starvation = Literal["total", "since_refresh"]
+Text = Literal["fresh", "keep"]
 
 METRICS: tuple[Metric, ...] = ("std", "l2", "random")
 _KEEPS: tuple[Keep, ...] = ("low", "high", "auto")
 _STARVATIONS: tuple[Starvation, ...] = ("total", "since_refresh")
+_TEXTS: tuple[Text, ...] = ("fresh", "keep")
 # Resets of the paper as fractions of the selective window: 12 and 20 of 28 and of 30 steps.
 _PAPER_RESETS = {"sd3": (8 / 24, 16 / 24), "lumina": (8 / 26, 16 / 26)}
 # The paper's direction: a low standard deviation marks the main subject (Eq. 1), a large norm a
@@ -77,6 +77,9 @@ class RASConfig:
         granularity: The number of active tokens is a multiple of this (but never more than all
             tokens, and never fewer than one).
         seed: Seed of the ``"random"`` metric's own generator.
+        text: Whether a sparse step computes the text tokens anew (``"fresh"``, the paper), or
+            keeps their keys and values of the last dense step (``"keep"``), which saves their
+            work where text and image attend jointly. Not exact: text sees image and noise level.
         public_code: Follow the paper's public code, quirks included; see :meth:`microsoft`.
 
     Raises:
@@ -96,6 +99,7 @@ class RASConfig:
     first_ratio: float | None = None
     granularity: int = 1
     seed: int = 0
+    text: Text = "fresh"
     public_code: PublicCode | None = None
 
     def __post_init__(self) -> None:
@@ -115,13 +119,9 @@ class RASConfig:
                 f"metric={self.metric!r} is unknown; expected one of {', '.join(METRICS)} "
                 "or a callable that maps [B, N, P, C] to scores [B, N]"
             )
-        if self.keep not in _KEEPS:
-            raise RASError(f"keep={self.keep!r} is unknown; expected one of {', '.join(_KEEPS)}")
-        if self.starvation not in _STARVATIONS:
-            raise RASError(
-                f"starvation={self.starvation!r} is unknown; expected one of "
-                f"{', '.join(_STARVATIONS)}"
-            )
+        check_choice("keep", self.keep, _KEEPS)
+        check_choice("starvation", self.starvation, _STARVATIONS)
+        check_choice("text", self.text, _TEXTS)
         if self.max_dropped not in ("auto", None):
             check_int("max_dropped", self.max_dropped, 1, '"auto" or None will do, too')
         if (
@@ -301,49 +301,7 @@ class RASConfig:
             return cls()
         if isinstance(source, RASConfig):
             return source
-        if isinstance(source, Mapping):
-            return cls._from_mapping(source, "the mapping")
-        if not isinstance(source, str | Path):
-            raise RASError(
-                f"cannot read a configuration from {type(source).__name__}; expected a RASConfig, "
-                "a preset name, a path to a YAML file or a mapping"
-            )
-        if isinstance(source, str) and source in presets():
-            text = (resources.files("ras_dit") / "presets" / f"{source}.yaml").read_text("utf-8")
-            return cls._from_mapping(yaml.safe_load(text), f"preset {source!r}")
-        return cls._from_file(Path(source))
-
-    @classmethod
-    def _from_file(cls, path: Path) -> RASConfig:
-        if path.suffix not in (".yaml", ".yml"):
-            raise RASError(
-                f"{str(path)!r} is neither a preset ({', '.join(presets())}) nor a path ending in "
-                ".yaml or .yml"
-            )
-        try:
-            data = yaml.safe_load(path.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise RASError(f"cannot read the configuration {str(path)!r}: {error}") from error
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise RASError(f"{str(path)!r} is not valid YAML: {reason}") from error
-        return cls._from_mapping({} if data is None else data, repr(str(path)))
-
-    @classmethod
-    def _from_mapping(cls, data: object, where: str) -> RASConfig:
-        if not isinstance(data, Mapping):
-            raise RASError(f"{where} holds a {type(data).__name__}; expected fields of RASConfig")
-        names = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(str(key) for key in data if key not in names)
-        if unknown:
-            raise RASError(
-                f"{where} has the unknown field {', '.join(unknown)}; "
-                f"RASConfig has {', '.join(names)}"
-            )
-        public = data.get("public_code")
-        if isinstance(public, Mapping):
-            data = {**data, "public_code": _public_code(public, where)}
-        return cls(**data)
+        return cls(**read_fields(source, [field.name for field in dataclasses.fields(cls)]))
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again.
@@ -375,17 +333,3 @@ class RASConfig:
             )
         data = dataclasses.asdict(self)
         return {key: list(v) if isinstance(v, tuple) else v for key, v in data.items()}
-
-
-def presets() -> tuple[str, ...]:
-    """Names that :meth:`RASConfig.load` knows, sorted."""
-    folder = resources.files("ras_dit") / "presets"
-    return tuple(sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml")))
-
-
-def _public_code(data: Mapping[str, Any], where: str) -> PublicCode:
-    try:
-        return PublicCode(**data)
-    except TypeError as error:
-        names = ", ".join(field.name for field in dataclasses.fields(PublicCode))
-        raise RASError(f"public_code in {where} holds {dict(data)}; it has {names}") from error

@@ -46,7 +46,13 @@ class RunCost:
 
 
 def forward_flops(
-    work: Work, *, batch: int, num_tokens: int, num_active: int, num_text_tokens: int
+    work: Work,
+    *,
+    batch: int,
+    num_tokens: int,
+    num_active: int,
+    num_text_tokens: int,
+    keeps_text: bool = False,
 ) -> int:
     """FLOPs of one call of the transformer.
 
@@ -56,6 +62,7 @@ def forward_flops(
         num_tokens: Image tokens N per row.
         num_active: Image tokens n per row that go through the blocks; N for a dense call.
         num_text_tokens: Text tokens T per row.
+        keeps_text: Whether the text of an earlier call is kept.
 
     Raises:
         RASError: If a number is out of range.
@@ -66,12 +73,14 @@ def forward_flops(
             f"num_active={num_active} of num_tokens={num_tokens}; "
             f"expected between 1 and {num_tokens}"
         )
+    fresh_text = 0 if keeps_text else num_text_tokens
     row = (
         work.per_sample
         + work.per_embedded_token * num_tokens
         + work.per_image_token * num_active
-        + work.per_text_token * num_text_tokens
-        + work.joint_pair * (num_active + num_text_tokens) * (num_tokens + num_text_tokens)
+        + work.per_text_token * fresh_text
+        + work.per_kept_text_token * (num_text_tokens - fresh_text)
+        + work.joint_pair * (num_active + fresh_text) * (num_tokens + num_text_tokens)
         + work.image_pair * num_active * num_tokens
         + work.cross_pair * num_active * num_text_tokens
         + work.embedded_pair * num_tokens**2
@@ -87,6 +96,7 @@ def plan_cost(
     batch: int,
     num_tokens: int,
     num_text_tokens: int,
+    keeps_text: bool = False,
 ) -> RunCost:
     """FLOPs of a planned run.
 
@@ -96,13 +106,19 @@ def plan_cost(
         batch: Rows of the model batch in each step, over all guidance branches.
         num_tokens: Image tokens N per row.
         num_text_tokens: Text tokens T per row.
+        keeps_text: Whether sparse steps keep the text of the last dense one.
 
     Raises:
         RASError: If the plan is empty or a number is out of range.
     """
     counts = [plan.num_active for plan in plans]
     return _run_cost(
-        work, [(batch, count) for count in counts], num_tokens, num_text_tokens, "the plan"
+        work,
+        [(batch, count) for count in counts],
+        num_tokens,
+        num_text_tokens,
+        "the plan",
+        keeps_text=keeps_text,
     )
 
 
@@ -123,7 +139,14 @@ def trace_cost(work: Work, trace: Trace) -> RunCost:
         for step in trace.steps
         for call in step.calls
     ]
-    return _run_cost(work, calls, whole + references, trace.num_text_tokens, "the trace")
+    return _run_cost(
+        work,
+        calls,
+        whole + references,
+        trace.num_text_tokens,
+        "the trace",
+        keeps_text=trace.keeps_text,
+    )
 
 
 def cache_bytes(
@@ -156,6 +179,8 @@ def _run_cost(
     num_tokens: int,
     num_text_tokens: int,
     where: str,
+    *,
+    keeps_text: bool,
 ) -> RunCost:
     """Sum over calls of (rows of the model batch, active tokens)."""
     if not calls:
@@ -168,6 +193,7 @@ def _run_cost(
             num_tokens=num_tokens,
             num_active=num_active,
             num_text_tokens=num_text_tokens,
+            keeps_text=keeps_text and num_active < num_tokens,
         )
 
     return RunCost(

@@ -89,6 +89,7 @@ class TransformerHooks:
                         len(self._layers),
                         self._current_call,
                         by_sample=description.attention_by_sample,
+                        fused=description.fused,
                     )
                     self._layers.append(layer)
                     layers.append(layer)
@@ -211,6 +212,10 @@ class TransformerHooks:
         for argument in self.description.token_arguments:
             if arguments.get(argument.name) is not None:
                 arguments[argument.name] = self._gather_once(argument, arguments[argument.name])
+        if fresh.keeps_text:
+            for argument in self.description.text_arguments or ():
+                if arguments.get(argument.name) is not None:
+                    arguments[argument.name] = _without_rows(argument, arguments[argument.name])
 
     def _narrow(self, name: str, tokens: torch.Tensor, fresh: FreshRows) -> torch.Tensor:
         """The fresh rows of a stream where it comes in; what blocks hand on has them only."""
@@ -319,6 +324,18 @@ def _spread(rows: torch.Tensor, fresh: FreshRows, length: int) -> torch.Tensor:
     whole = rows.new_zeros(rows.shape[0], length, *rows.shape[2:])
     whole.view(-1, *rows.shape[2:]).index_copy_(0, fresh.rows(length), rows.flatten(0, 1))
     return whole
+
+
+def _without_rows(argument: TokenArgument, value: Any) -> Any:
+    """A text argument with none of its rows."""
+    if isinstance(value, tuple | list):
+        members = argument.members or range(len(value))
+        rows = [
+            _without_rows(argument, item) if place in members else item
+            for place, item in enumerate(value)
+        ]
+        return type(value)(rows)
+    return None if value is None else value.narrow(argument.dim, 0, 0)
 
 
 def _each(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:

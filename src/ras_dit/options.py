@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ras_dit.config import presets
+from ras_dit.config_files import presets
 from ras_dit.loading import DTYPES
 
 DEFAULT_PRESET = "balanced"

@@ -111,6 +111,7 @@ def enable(
         return Handle(engine)
     transformers = _checked_transformers(pipe, description)
     description = description or describe(uncompiled(transformers[0]))
+    _check_text(chosen, description)
     engine = Engine(transformers, description, chosen, replay, record=record)
     try:
         engine.watch(pipe)
@@ -118,6 +119,15 @@ def enable(
         engine.detach()
         raise
     return Handle(engine)
+
+
+def _check_text(config: RASConfig, description: TransformerDescription) -> None:
+    if config.text == "keep" and description.text_arguments is None:
+        raise UnsupportedError(
+            f'text="keep" cannot be had for {description.transformer}, whose description does not '
+            "say where its blocks get the text (text_arguments): models with cross attention to "
+            'the text compute nothing on it that could be saved; use text="fresh"'
+        )
 
 
 def _check_same(engine: Engine, config: RASConfig, replay: Trace | None, *, record: bool) -> None:

@@ -56,6 +56,7 @@ def masked_reference(
     /,
     *,
     description: TransformerDescription | None = None,
+    keeps_text: bool = False,
     **call: Any,
 ) -> torch.Tensor:
     """Run a stock pipeline with the given active sets at full length.
@@ -70,6 +71,8 @@ def masked_reference(
             each image, int64 ``[B, A]``, ``None`` where all are active.
         description: Of a transformer that ras-dit does not know: its arguments, blocks and patch
             are taken from there, the places of its tokens are measured.
+        keeps_text: Whether text tokens are active in no sparse step either; a trace says so
+            itself.
         **call: The arguments of the pipeline's call.
 
     Returns:
@@ -88,7 +91,10 @@ def masked_reference(
             f"{type(pipe).__name__} has no transformer or no scheduler; expected a diffusers "
             "pipeline such as StableDiffusion3Pipeline"
         )
-    with MaskedReference(transformers, active, description=description) as reference:
+    reference = MaskedReference(
+        transformers, active, description=description, keeps_text=keeps_text
+    )
+    with reference:
         with _after_each_step(scheduler, reference.next_step):
             output = pipe(**{**call, "output_type": "latent", "return_dict": False})
         # Some pipelines answer with the output of another one that they hold.
@@ -110,6 +116,7 @@ class MaskedReference(TorchFunctionMode):
             turns.
         active: As for :func:`masked_reference`.
         description: As for :func:`masked_reference`.
+        keeps_text: As for :func:`masked_reference`.
 
     Raises:
         RASError: If the active sets are malformed or of another transformer; on a call, if they
@@ -122,6 +129,7 @@ class MaskedReference(TorchFunctionMode):
         active: Trace | ActiveSets,
         *,
         description: TransformerDescription | None = None,
+        keeps_text: bool = False,
     ) -> None:
         super().__init__()
         self._transformers = [transformer] if isinstance(transformer, nn.Module) else transformer
@@ -135,8 +143,10 @@ class MaskedReference(TorchFunctionMode):
                     f"the trace is of a {active.transformer}, but the pipeline has a {name}"
                 )
             self._grid = active.grid
+            keeps_text = active.keeps_text
             active = [step.active for step in active.steps]
         self._active = list(active)
+        self._keeps_text = keeps_text
         _check_sets(self._active)
         self._branches: dict[tuple[int, int], _Branch] = {}
         self._step = 0
@@ -218,7 +228,9 @@ class MaskedReference(TorchFunctionMode):
             self._layout = description.layout(call.arguments, config)
             self._check_grid(self._layout)
             operations = probe_attention(transformer, call, latents)
-            branch = _Branch(latents.tensor.shape, fixed, latents.tokens, operations)
+            branch = _Branch(
+                latents.tensor.shape, fixed, latents.tokens, operations, self._keeps_text
+            )
             self._branches[place] = branch
         self._next_branch += 1
         assert self._layout is not None
@@ -265,6 +277,7 @@ class _Branch:
     fixed: list[torch.Tensor]
     tokens: torch.Tensor
     operations: list[Operation]
+    keeps_text: bool
     caches: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
     noise: torch.Tensor | None = None
     _mask: torch.Tensor | None = None
@@ -297,7 +310,8 @@ class _Branch:
             return key, value
         is_text = operation.tokens < 0
         mask = self._mask[operation.rows]
-        fresh = is_text | mask.gather(1, operation.tokens.clamp(min=0))
+        in_mask = mask.gather(1, operation.tokens.clamp(min=0))
+        fresh = torch.where(is_text, not self.keeps_text, in_mask)
         fresh = fresh[:, None, :, None]
         old_key, old_value = self.caches[index]
         self.caches[index] = torch.where(fresh, key, old_key), torch.where(fresh, value, old_value)

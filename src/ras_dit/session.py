@@ -285,6 +285,7 @@ class Session:
             batch_size=self._images,
             dtype=str(self.shape.dtype).removeprefix("torch."),
             cache_bytes=self._cache_bytes,
+            keeps_text=self.config.text == "keep",
             steps=tuple(
                 StepTrace(
                     index=plan.index,
@@ -314,7 +315,14 @@ class Session:
         active = self._active.repeat(batch // self._images, 1)
         if layout.offset:
             active = active + layout.offset
-        fresh = FreshRows(active, layout.num_image, self._order, self._images, starts)
+        fresh = FreshRows(
+            active,
+            layout.num_image,
+            self._order,
+            self._images,
+            starts,
+            keeps_text=self.config.text == "keep",
+        )
         if starts is None:
             self._fresh_by_batch[batch] = fresh
         return fresh

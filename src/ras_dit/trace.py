@@ -79,6 +79,7 @@ class Trace:
         cache_bytes: Largest size of all caches during the run.
         steps: One record per step.
         num_references: Image tokens of given pictures (editing), never active in a sparse step.
+        keeps_text: Whether sparse calls kept the text of the last dense step.
     """
 
     transformer: str
@@ -89,6 +90,7 @@ class Trace:
     cache_bytes: int
     steps: tuple[StepTrace, ...]
     num_references: int = 0
+    keeps_text: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -118,6 +120,7 @@ class Trace:
             "grid": [self.grid.height, self.grid.width, self.grid.frames],
             "num_text_tokens": self.num_text_tokens,
             "num_references": self.num_references,
+            "keeps_text": self.keeps_text,
             "batch_size": self.batch_size,
             "dtype": self.dtype,
             "cache_bytes": self.cache_bytes,
@@ -146,6 +149,7 @@ class Trace:
                 grid=grid,
                 num_text_tokens=int(data["num_text_tokens"]),
                 num_references=int(data.get("num_references", 0)),
+                keeps_text=bool(data.get("keeps_text", False)),
                 batch_size=batch,
                 dtype=str(data["dtype"]),
                 cache_bytes=int(data["cache_bytes"]),

@@ -24,6 +24,12 @@ def check_int(name: str, value: object, least: int, why: str) -> None:
         raise RASError(f"{name}={value!r}; expected an integer >= {least} ({why})")
 
 
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse what is none of the choices."""
+    if value not in choices:
+        raise RASError(f"{name}={value!r} is unknown; expected one of {', '.join(choices)}")
+
+
 def checked_resets(value: object) -> ResetSteps:
     """Reset steps sorted and without repetition, or a refusal."""
     if value == "auto":

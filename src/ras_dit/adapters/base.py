@@ -23,7 +23,8 @@ class Work:
     The whole forward with ``n`` active of ``N`` image tokens and ``T`` text tokens costs
     ``per_sample + N * per_embedded_token + n * per_image_token + T * per_text_token
     + (n + T) * (N + T) * joint_pair + n * N * image_pair + n * T * cross_pair
-    + N * N * embedded_pair + T * T * text_pair``.
+    + N * N * embedded_pair + T * T * text_pair``; ``T * per_kept_text_token`` and no other text
+    row where a sparse step keeps the text.
     Its caches hold ``(N + T) * joint_kv + N * image_kv + N * output`` elements.
 
     Attributes:
@@ -34,6 +35,7 @@ class Work:
         per_image_token: Linear layers that each active image token passes.
         per_text_token: Linear layers that each text token passes, the key and value
             projections of cross attention among them.
+        per_kept_text_token: The part of them that comes before the first block.
         joint_pair: Attention over the joint sequence, per query-key pair.
         image_pair: Attention among image tokens only, per query-key pair.
         cross_pair: Attention from image to text tokens, per query-key pair.
@@ -52,6 +54,7 @@ class Work:
     per_embedded_token: int
     per_image_token: int
     per_text_token: int
+    per_kept_text_token: int = 0
     joint_pair: int = 0
     image_pair: int = 0
     cross_pair: int = 0
@@ -88,6 +91,10 @@ class TokenArgument:
     broadcast: bool = False
 
 
+# The blocks of many models get the text in a stream of its own.
+TEXT_STREAM = (TokenArgument("encoder_hidden_states", dim=1),)
+
+
 @dataclass(frozen=True)
 class TransformerDescription:
     """Where region-adaptive sampling takes hold of one class of transformers.
@@ -112,6 +119,9 @@ class TransformerDescription:
             sparse call has none of these.
         whole: Names of lists of modules between the blocks whose first argument and output are
             the image tokens, each at its place, because they treat frames one by one.
+        text_arguments: Block arguments with one row per text token, which a sparse step that keeps
+            the text of the last dense step (``text="keep"``) cuts to none (nothing to cut
+            where text comes with the image); ``None`` where such a step cannot be had.
         fixed: Arguments of the transformer that cached keys depend on as a whole (tables of
             positions): a call in which their contents differ from those of the call that filled
             the caches runs dense.
@@ -128,6 +138,8 @@ class TransformerDescription:
         expand: Whether the rows behind the last block have to be as many as before the first one
             again, because what follows treats them by their place.
         attention_by_sample: Whether a processor makes one operation for each row of the batch.
+        fused: Name of the kernels in ``ras_dit.kernels`` that make the sparse attention calls
+            where they can, instead of the processor.
     """
 
     transformer: str
@@ -144,6 +156,7 @@ class TransformerDescription:
     streams: tuple[str, ...] = ()
     counts: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
+    text_arguments: tuple[TokenArgument, ...] | None = None
     fixed: tuple[str, ...] = ()
     residuals: tuple[str, ...] = ()
     layout: Callable[[Mapping[str, Any], Mapping[str, Any]], TokenLayout] = latent_layout
@@ -153,6 +166,7 @@ class TransformerDescription:
     token_timestep: str | None = None
     expand: bool = False
     attention_by_sample: bool = False
+    fused: str | None = None
 
     def count_rows(self, arguments: Mapping[str, Any]) -> int:
         """Rows of the model batch in a call of the transformer."""

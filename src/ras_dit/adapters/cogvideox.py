@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ras_dit.adapters.base import TokenArgument, TransformerDescription, Work
+from ras_dit.adapters.base import TEXT_STREAM, TokenArgument, TransformerDescription, Work
 from ras_dit.adapters.layouts import cubic_patch, frames_first_layout
 from ras_dit.adapters.work import FEED_FORWARD
 
@@ -33,6 +33,7 @@ def cogvideox_work(config: Mapping[str, Any]) -> Work:
         per_embedded_token=2 * patch * in_channels * width,
         per_image_token=2 * (row + width * output),
         per_text_token=2 * (row + config["text_embed_dim"] * width),
+        per_kept_text_token=2 * config["text_embed_dim"] * width,
         joint_pair=4 * layers * width,
         joint_kv=2 * layers * width,
         output=output,
@@ -48,6 +49,7 @@ TRANSFORMERS: tuple[TransformerDescription, ...] = (
         token_order="text_first",
         output="proj_out",
         work=cogvideox_work,
+        text_arguments=TEXT_STREAM,
         token_arguments=(TokenArgument("image_rotary_emb", dim=0),),
         layout=frames_first_layout,
         patch=cubic_patch,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ras_dit.adapters.base import TokenArgument, TransformerDescription, Work
+from ras_dit.adapters.base import TEXT_STREAM, TokenArgument, TransformerDescription, Work
 from ras_dit.adapters.layouts import layout_from_ids, packed_patch
 from ras_dit.adapters.work import FEED_FORWARD, TIMESTEP_CHANNELS
 
@@ -51,6 +51,7 @@ def _flux_blocks(config: Mapping[str, Any], feed_forward: int) -> Work:
         per_embedded_token=2 * in_channels * width,
         per_image_token=2 * (row * square + width * output),
         per_text_token=2 * (row * square + config["joint_attention_dim"] * width),
+        per_kept_text_token=2 * config["joint_attention_dim"] * width,
         joint_pair=4 * layers * width,
         joint_kv=2 * layers * width,
         output=output,
@@ -83,6 +84,7 @@ def chroma_work(config: Mapping[str, Any]) -> Work:
         per_embedded_token=2 * in_channels * width,
         per_image_token=2 * (row * square + width * output),
         per_text_token=2 * (row * square + config["joint_attention_dim"] * width),
+        per_kept_text_token=2 * config["joint_attention_dim"] * width,
         joint_pair=4 * layers * width,
         joint_kv=2 * layers * width,
         output=output,
@@ -131,7 +133,7 @@ def _flux_like(
         token_arguments=(TokenArgument("image_rotary_emb", dim=0),),
         layout=layout_from_ids(),
         patch=packed_patch(2),
-        **more,
+        **{"text_arguments": TEXT_STREAM, **more},
     )
 
 
@@ -141,7 +143,8 @@ TRANSFORMERS: tuple[TransformerDescription, ...] = (
     _flux_like("FluxTransformer2DModel", "Flux.1", flux_work, residuals=_RESIDUALS),
     # A mask of the text comes with the rows of the whole sequence and stays whole.
     _flux_like("ChromaTransformer2DModel", "Chroma", chroma_work, residuals=_RESIDUALS),
-    _flux_like("Flux2Transformer2DModel", "Flux.2", flux2_work),
+    # Single blocks cut the text off by the length that it had before them.
+    _flux_like("Flux2Transformer2DModel", "Flux.2", flux2_work, text_arguments=None),
     _flux_like("LongCatImageTransformer2DModel", "LongCat-Image", longcat_work),
     _flux_like("OvisImageTransformer2DModel", "Ovis-Image", gated_flux_work),
     _flux_like("BriaTransformer2DModel", "Bria 3", flux_work, residuals=_RESIDUALS),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ras_dit.adapters.base import TokenArgument, TransformerDescription
+from ras_dit.adapters.base import TEXT_STREAM, TokenArgument, TransformerDescription
 from ras_dit.adapters.work import lumina_work, sd3_work
 
 TRANSFORMERS: tuple[TransformerDescription, ...] = (
@@ -14,7 +14,9 @@ TRANSFORMERS: tuple[TransformerDescription, ...] = (
         token_order="image_first",
         output="proj_out",
         work=sd3_work,
+        text_arguments=TEXT_STREAM,
         residuals=("block_controlnet_hidden_states",),
+        fused="joint",
     ),
     TransformerDescription(
         transformer="LuminaNextDiT2DModel",
@@ -27,5 +29,6 @@ TRANSFORMERS: tuple[TransformerDescription, ...] = (
         token_arguments=(TokenArgument("image_rotary_emb", dim=1),),
         # Away from the default size there are two tables of positions, one for early steps.
         fixed=("image_rotary_emb",),
+        fused="lumina",
     ),
 )

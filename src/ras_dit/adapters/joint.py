@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ras_dit.adapters.base import TokenArgument, TransformerDescription, Work
+from ras_dit.adapters.base import TEXT_STREAM, TokenArgument, TransformerDescription, Work
 from ras_dit.adapters.layouts import latent_layout, num_text_tokens
 from ras_dit.adapters.work import FEED_FORWARD, TIMESTEP_CHANNELS
 from ras_dit.tokens import Patch, TokenGrid, TokenLayout
@@ -34,6 +34,7 @@ def aura_work(config: Mapping[str, Any]) -> Work:
         per_embedded_token=2 * patch * config["in_channels"] * width,
         per_image_token=2 * (layers * block + width * output),
         per_text_token=2 * (layers * block + embedded_text),
+        per_kept_text_token=2 * embedded_text,
         joint_pair=4 * layers * width,
         joint_kv=2 * layers * width,
         output=output,
@@ -63,6 +64,7 @@ def cogview_work(config: Mapping[str, Any]) -> Work:
         per_embedded_token=2 * patch * config["in_channels"] * width,
         per_image_token=2 * (block + width * output),
         per_text_token=2 * (block + config["text_embed_dim"] * width),
+        per_kept_text_token=2 * config["text_embed_dim"] * width,
         joint_pair=4 * layers * width,
         joint_kv=2 * layers * width,
         output=output,
@@ -184,6 +186,7 @@ TRANSFORMERS: tuple[TransformerDescription, ...] = (
         token_order="text_first",
         output="proj_out",
         work=aura_work,
+        text_arguments=TEXT_STREAM,
         layout=aura_layout,
     ),
     *(
@@ -195,6 +198,7 @@ TRANSFORMERS: tuple[TransformerDescription, ...] = (
             token_order="text_first",
             output="proj_out",
             work=cogview_work,
+            text_arguments=TEXT_STREAM,
             token_arguments=positions,
         )
         for name, family, positions in (

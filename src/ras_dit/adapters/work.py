@@ -41,6 +41,7 @@ def sd3_work(config: Mapping[str, Any]) -> Work:
         per_embedded_token=2 * patch * in_channels * width,
         per_image_token=2 * (image * square + width * output),
         per_text_token=2 * (text * square + embedded_text),
+        per_kept_text_token=2 * embedded_text,
         joint_pair=4 * layers * width,
         image_pair=4 * dual * width,
         joint_kv=2 * layers * width,
