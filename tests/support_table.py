@@ -6,11 +6,13 @@ import importlib
 import inspect
 import json
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import diffusers
 
+from family_laws import Family
+from family_schedulers import accepted_schedulers
 from ras_dit.adapters import DESCRIPTIONS, refused
 from ras_dit.engine import COMPONENTS, denoisers
 from ras_dit.entrance import uncompiled
@@ -22,7 +24,7 @@ PAGE = ROOT / "docs" / "models.md"
 MARK = "<!-- drawn from the tests by `make models` -->\n"
 
 
-def family_rows() -> list[Any]:
+def family_rows() -> list[Family]:
     """Every row of every family module."""
     modules = sorted(path.stem for path in Path(__file__).parent.glob("families_*.py"))
     return [row for name in modules for row in importlib.import_module(name).FAMILIES]
@@ -55,8 +57,18 @@ def reason_of(pipeline: str, transformers: set[str]) -> str | None:
     return reasons[0] if reasons else None
 
 
-def draw() -> Support:
-    """The table of what is tested now."""
+def one_of_each_transformer(supported: Iterable[Supported]) -> list[Family]:
+    """The first main row of every class of transformers, where it makes several images at once."""
+    rows = {(row.name, row.feature): row for row in family_rows() if row.is_main and row.batched}
+    found: dict[str, Family] = {}
+    for row in supported:
+        if (row.family, row.feature) in rows:
+            found.setdefault(row.transformer, rows[row.family, row.feature])
+    return list(found.values())
+
+
+def draw_rows() -> tuple[Supported, ...]:
+    """What kinds of calls are tested now."""
     rows = []
     for family in family_rows():
         pipe = family.build()
@@ -64,12 +76,20 @@ def draw() -> Support:
         transformer = type(parts[0]).__name__ if parts else COMPONENTS[0]
         assert transformer in DESCRIPTIONS, family
         rows.append(Supported(family.name, type(pipe).__name__, transformer, family.feature))
+    return tuple(rows)
+
+
+def draw(schedulers: Mapping[str, tuple[str, ...]] | None = None) -> Support:
+    """The table of what is tested now; schedulers are tried where they are not given."""
+    rows = draw_rows()
+    if schedulers is None:
+        schedulers = {row.name: accepted_schedulers(row) for row in one_of_each_transformer(rows)}
     reasons = {
         name: reason
         for name, transformers in pipelines_with_transformers().items()
         if (reason := reason_of(name, transformers)) is not None
     }
-    return Support(diffusers.__version__, tuple(rows), reasons)
+    return Support(diffusers.__version__, rows, reasons, schedulers)
 
 
 def page(support: Support) -> str:

@@ -10,7 +10,8 @@ from support_table import MARK, PAGE, draw, page, pipelines_with_transformers
 
 @pytest.fixture(scope="module")
 def drawn() -> Support:
-    return draw()
+    """Schedulers are tried by ``test_schedulers.py``."""
+    return draw(read_support().schedulers)
 
 
 def test_every_pipeline_of_diffusers_is_in_one_list() -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FirstBlockCacheConfig
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import ras_dit
@@ -222,7 +221,7 @@ def test_a_lora_scaled_and_unloaded_while_enabled() -> None:
     assert torch.equal(check(pipe, sd3), weak)
 
 
-# -- copies, threads, other caches -----------------------------------------------------------------
+# -- copies, threads -------------------------------------------------------------------------------
 
 
 def pickled(module: Any) -> Any:
@@ -270,18 +269,3 @@ def test_each_thread_has_its_own_pipeline() -> None:
     for handle in handles:
         handle.disable()
     assert all(torch.equal(found[index], expected[index]) for index in range(2))
-
-
-def test_step_caches_are_refused_whenever_they_come() -> None:
-    pipe = flux_pipeline()
-    with ras_dit.enable(pipe, **SPARSE):
-        pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
-        with pytest.raises(ras_dit.UnsupportedError, match="disable_cache"):
-            run(pipe, flux())
-        pipe.transformer.disable_cache()
-        run(pipe, flux())
-    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.1))
-    hooks = hooks_of(pipe.transformer)
-    with pytest.raises(ras_dit.UnsupportedError, match="disable_cache"):
-        ras_dit.enable(pipe, **SPARSE)
-    assert hooks_of(pipe.transformer) == hooks

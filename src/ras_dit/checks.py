@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from torch import nn
@@ -11,6 +12,10 @@ from torch import nn
 from ras_dit.adapters import TransformerDescription
 from ras_dit.errors import UnsupportedError
 
+# Who may stand in front of a forward: offloading, casting and compilation compute the same.
+_HARMLESS_PACKAGES = frozenset({"accelerate", "diffusers", "peft", "torch"})
+# cache-dit leaves these behind: whole forwards, rewritten so that it can put its blocks in.
+_REWRITTEN = "cache_dit.caching.patch_functors"
 # Hooks of diffusers that move or cast weights and leave the computation as it is.
 _HARMLESS_HOOKS = frozenset(
     {
@@ -26,7 +31,9 @@ def check_unhooked(transformer: nn.Module) -> None:
     """Refuse a transformer on which another method skips or splits the computation.
 
     Raises:
-        UnsupportedError: If one of diffusers' hooks of that sort is active.
+        UnsupportedError: If one of diffusers' hooks of that sort is active, if the transformer's
+            or a block's ``forward`` was replaced (cache-dit, TeaCache), or if blocks are compiled
+            one by one.
     """
     if any(
         vars(m).get("_compiled_call_impl") for m in transformer.modules() if m is not transformer
@@ -45,6 +52,38 @@ def check_unhooked(transformer: nn.Module) -> None:
             f"{type(transformer).__name__}; RAS needs every block to run in dense steps, so call "
             "transformer.disable_cache() or remove that hook first"
         )
+    blocks = (m for part in transformer.children() if isinstance(part, nn.ModuleList) for m in part)
+    for module in (transformer, *blocks):
+        foreign_module = next(_foreign_modules(module), None)
+        if foreign_module is not None:
+            raise UnsupportedError(
+                f"the forward of {type(module).__name__} was replaced by one of {foreign_module}; "
+                "RAS needs the model's own, in which every block runs, so take it off first: "
+                "cache_dit.disable_cache(pipe) for cache-dit, and for what was patched by hand "
+                "(TeaCache) the old forward"
+            )
+
+
+def _foreign_modules(module: nn.Module) -> Iterator[str]:
+    """Names of the modules of code that stands in place of a module's own ``forward``."""
+    function = vars(module).get("forward")
+    home = None
+    if function is None:
+        owner = next(kind for kind in type(module).__mro__ if "forward" in vars(kind))
+        function, home = vars(owner)["forward"], owner.__module__
+    while function is not None:
+        if isinstance(function, functools.partial):
+            function = function.func
+            continue
+        # Decorators copy the module's name to what they return, not its globals.
+        name = getattr(function, "__globals__", {}).get("__name__")
+        if name is not None and name != home and not _is_harmless(name):
+            yield name
+        function = getattr(function, "__wrapped__", None)
+
+
+def _is_harmless(name: str) -> bool:
+    return name.split(".", maxsplit=1)[0] in _HARMLESS_PACKAGES or name.startswith(_REWRITTEN)
 
 
 def submodule(block: nn.Module, path: str) -> nn.Module | None:

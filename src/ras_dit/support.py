@@ -36,11 +36,13 @@ class Support:
         diffusers: Version that was tested.
         supported: Tested rows.
         refused: By class of the pipeline, why it is refused.
+        schedulers: By family, the kinds of schedulers that its pipeline takes; RAS works with each.
     """
 
     diffusers: str
     supported: tuple[Supported, ...]
     refused: Mapping[str, str]
+    schedulers: Mapping[str, tuple[str, ...]]
 
     def by_family(self) -> list[tuple[str, str, str]]:
         """Family, pipeline and its features, one row per pipeline and family."""
@@ -50,10 +52,19 @@ class Support:
             for (family, pipeline), group in groupby(rows, lambda r: (r.family, r.pipeline))
         ]
 
+    def by_schedulers(self) -> list[tuple[str, str]]:
+        """Families that take the same schedulers, and these, one row per set of them."""
+        families: dict[str, list[str]] = {}
+        for family, kinds in sorted(self.schedulers.items(), key=lambda item: item[0].lower()):
+            families.setdefault("; ".join(kinds), []).append(family)
+        return [(", ".join(names), kinds) for kinds, names in families.items()]
+
     def to_markdown(self) -> str:
         """The table as a page."""
         lines = ["| family | pipeline | tested |", "| --- | --- | --- |"]
         lines += [f"| {family} | `{p}` | {features} |" for family, p, features in self.by_family()]
+        lines += ["", "| family | schedulers |", "| --- | --- |"]
+        lines += [f"| {names} | {kinds} |" for names, kinds in self.by_schedulers()]
         lines += ["", "| refused | because |", "| --- | --- |"]
         lines += [f"| `{name}` | {reason} |" for name, reason in sorted(self.refused.items())]
         return "\n".join(lines)
@@ -64,6 +75,7 @@ class Support:
             "diffusers": self.diffusers,
             "supported": [list(vars(row).values()) for row in self.supported],
             "refused": dict(sorted(self.refused.items())),
+            "schedulers": {family: list(kinds) for family, kinds in self.schedulers.items()},
         }
 
 
@@ -73,4 +85,5 @@ def read_support() -> Support:
     text = (resources.files("ras_dit.adapters") / "support.json").read_text("utf-8")
     data = json.loads(text)
     rows = tuple(Supported(*row) for row in data["supported"])
-    return Support(data["diffusers"], rows, data["refused"])
+    schedulers = {family: tuple(kinds) for family, kinds in data["schedulers"].items()}
+    return Support(data["diffusers"], rows, data["refused"], schedulers)
