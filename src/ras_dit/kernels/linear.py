@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ras_dit.kernels.eligibility import interpreted
 from ras_dit.kernels.tiles import Tile, projection_tile
 
 
@@ -146,7 +147,7 @@ def linear_scatter(
             has_bias=bias is not None,
             is_even=width_in % tile.depth == 0,
             # The interpreter multiplies with numpy, which has no bfloat16.
-            upcast=not x.is_cuda and x.dtype == torch.bfloat16,
+            upcast=interpreted() and x.dtype == torch.bfloat16,
             precision=_precision(x.dtype),
             block_tokens=tile.tokens,
             block_channels=tile.channels,
