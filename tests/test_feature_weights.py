@@ -1,47 +1,115 @@
-"""What the rows of features feed into their pipelines matters: without it, other latents."""
+"""What a call gives beside the prompt matters: with something else in its place, other latents.
+
+Otherwise a row of a feature would pass with the feature left out. Whatever a row's call gives is
+found by the names of its arguments; every row either gives something or is listed as plain.
+"""
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
+import torch
+from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
+from PIL import Image, ImageOps
 
 import families_crossed
-import families_joint
-import families_omnigen
-import families_unified
-from families import distance, pictures
+from families import distance
 from families_flux import rows
 from family_laws import Family, run, run_sparse
 from ras_dit import UnsupportedError
+from support_table import family_rows
 
-# Row, and what its call has instead when the feature is taken away.
-FEATURES: tuple[tuple[Any, str, dict[str, Any]], ...] = (
-    (families_unified, "Lumina-Image-2 truncated guidance", {"cfg_trunc_ratio": 1.0}),
-    (families_unified, "Z-Image truncated guidance", {"cfg_truncation": 1.0}),
-    (families_unified, "Z-Image img2img", {"image": pictures(1, seed=9)}),
-    (families_unified, "Z-Image inpaint", {"mask_image": pictures(1, 1, seed=9).round()}),
-    (families_unified, "Z-Image controlnet", {"controlnet_conditioning_scale": 0.0}),
-    (families_unified, "Z-Image controlnet inpaint", {"controlnet_conditioning_scale": 0.0}),
-    (families_crossed, "PixArt-Sigma perturbed attention", {"pag_scale": 0.0}),
-    (families_crossed, "HunyuanDiT perturbed attention", {"pag_scale": 0.0}),
-    (families_crossed, "HunyuanDiT controlnet", {"controlnet_conditioning_scale": 0.0}),
-    (families_crossed, "PRX guidance", {"guidance_scale": 1.0}),
-    (families_joint, "CogView4 control", {"control_image": rows(1, 3, 32, 48, salt=9).sigmoid()}),
-    (families_joint, "HunyuanImage refiner", {"image": rows(1, 4, 1, 6, 8, salt=9)}),
-    (families_joint, "HunyuanImage distilled", {"distilled_guidance_scale": 1.0}),
-    (families_omnigen, "OmniGen edit", {"prompt": ["a tree"], "input_images": None}),
-)
+# Arguments that hold something given: pictures, videos, masks.
+GIVEN = {
+    "cond_image",
+    "conditions",
+    "control_image",
+    "control_mask",
+    "control_video",
+    "face_video",
+    "image",
+    "image_reference",
+    "input_images",
+    "ip_adapter_image_embeds",
+    "last_image",
+    "mask",
+    "mask_image",
+    "pose_video",
+    "reference_images",
+    "video",
+}
+# Arguments that switch something on, and their values when it is off.
+OFF: dict[str, Any] = {
+    "cfg_trunc_ratio": 1.0,
+    "cfg_truncation": 1.0,
+    "controlnet_conditioning_scale": 0.0,
+    "pag_scale": 0.0,
+    "true_cfg_scale": 1.0,
+}
+# Rows whose feature is in an argument that most rows have.
+OTHERWISE: dict[str, dict[str, Any]] = {
+    "HunyuanImage distilled": {"distilled_guidance_scale": 1.0},
+    "HunyuanImage guidance, two texts": {"negative_prompt_embeds_2": rows(1, 5, 12, salt=9)},
+    "PRX guidance": {"guidance_scale": 1.0},
+}
+# Features of a model or of a prompt, which no argument of the call takes away.
+PLAIN = {
+    "filled up",
+    "four steps",
+    "no guidance",
+    "size conditions",
+    "text-to-image",
+    "text-to-video",
+    "text-to-video, DDIM, positions added",
+    "text-to-video, causal in blocks of frames",
+    "text-to-video, texts of different lengths",
+    "text-to-video, two transformers",
+    "texts of all lengths",
+}
+ROWS = [row for row in family_rows() if row.feature not in PLAIN]
 
 
-@pytest.mark.parametrize(
-    ("module", "name", "without"), FEATURES, ids=[name for _, name, _ in FEATURES]
-)
-def test_a_feature_matters(module: Any, name: str, without: dict[str, Any]) -> None:
-    family: Family = next(row for row in module.FAMILIES if str(row) == name)
+def another(value: Any) -> Any:
+    """The same kind of thing with other contents: what was dark is bright."""
+    if isinstance(value, torch.Tensor):
+        return 1 - value
+    if isinstance(value, Image.Image):
+        return ImageOps.invert(value)
+    if isinstance(value, LTXVideoCondition):
+        return LTXVideoCondition(image=another(value.image), frame_index=value.frame_index)
+    if isinstance(value, list):
+        return [another(item) for item in value]
+    return value
+
+
+def changes(family: Family, pipe: Any, call: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By what is taken away, the arguments that do it."""
+    found = {name: {name: another(call[name])} for name in sorted(GIVEN & call.keys())}
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    switched = {name for name, value in OFF.items() if call.get(name, value) != value}
+    # By default these are on wherever there are any.
+    switched |= {"pag_scale", "controlnet_conditioning_scale"} & parameters.keys()
+    found |= {name: {name: OFF[name]} for name in sorted(switched)}
+    return found | {name: {name: value} for name, value in OTHERWISE.get(str(family), {}).items()}
+
+
+def short_call(family: Family) -> dict[str, Any]:
+    """A few steps; the first of them left out where a picture is what a run starts from."""
+    call = family.call(1)
+    few = {} if "timesteps" in call else {"num_inference_steps": 6 if "strength" in call else 3}
+    return call | few
+
+
+@pytest.mark.parametrize("family", ROWS, ids=str)
+def test_what_a_call_gives_matters(family: Family) -> None:
     pipe = family.build()
-    whole = run(pipe, family.call(1))
-    assert distance(whole, run(pipe, family.call(1) | without)) > 1e-2
+    latents = run(pipe, short_call(family))
+    found = changes(family, pipe, short_call(family))
+    assert found
+    for name, change in found.items():
+        assert distance(latents, run(pipe, short_call(family) | change)) > 1e-2, name
 
 
 def test_positions_of_several_images_under_perturbed_attention_are_refused() -> None:
