@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ras_dit.cache import FreshRows, KVCache
+from ras_dit.cache import KVCache
+from ras_dit.fresh import FreshRows
 
 B, H, N, T, D = 3, 2, 11, 4, 5
 

@@ -310,10 +310,10 @@ def one_layer_not_written(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str,
 def active_set_shared(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     fresh = Session._fresh_rows
 
-    def shared(self: Session, batch: int, starts: torch.Tensor | None) -> Any:
+    def shared(self: Session, *call: Any) -> Any:
         assert self._active is not None
         own, self._active = self._active, self._active[:1].expand_as(self._active)
-        result = fresh(self, batch, starts)
+        result = fresh(self, *call)
         self._active = own
         return result
 

@@ -55,21 +55,23 @@ def counter() -> Any:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize(
-    ("build", "call", "when"),
+    ("build", "call", "when", "settings"),
     [
-        (sd3_pipeline, sd3, "before"),
-        (sd3_pipeline, sd3, "in place"),
-        (sd3_pipeline, sd3, "after"),
-        (flux_pipeline, flux, "before"),
+        (sd3_pipeline, sd3, "before", {}),
+        (sd3_pipeline, sd3, "in place", {}),
+        (sd3_pipeline, sd3, "after", {}),
+        (flux_pipeline, flux, "before", {}),
+        (sd3_pipeline, sd3, "before", {"static_cache": True}),
+        (sd3_pipeline, sd3, "before", {"cache_dtype": "int8", "text": "keep"}),
     ],
-    ids=["sd3 before", "sd3 in place", "sd3 after", "flux before"],
+    ids=["sd3 before", "sd3 in place", "sd3 after", "flux before", "static caches", "small caches"],
 )
 def test_a_compiled_transformer_has_three_graphs(
-    build: Any, call: Any, when: str, counter: Any
+    build: Any, call: Any, when: str, settings: dict[str, Any], counter: Any
 ) -> None:
     """Dense, filling the caches, sparse; without breaks, and none is made in a second run."""
     pipe = build()
-    eager, _ = run_sparse(pipe, call())
+    eager, _ = run_sparse(pipe, call(), **settings)
     stock = run(pipe, call())
     transformer = pipe.transformer
     torch._dynamo.utils.counters.clear()
@@ -77,7 +79,7 @@ def test_a_compiled_transformer_has_three_graphs(
         pipe.transformer = torch.compile(transformer, backend=counter)
     if when == "in place":
         transformer.compile(backend=counter)
-    with ras_dit.enable(pipe, **SPARSE):
+    with ras_dit.enable(pipe, **SPARSE | settings):
         if when == "after":
             pipe.transformer = torch.compile(transformer, backend=counter)
         first = run(pipe, call())

@@ -12,7 +12,8 @@ import ras_dit
 from families_flux import flux_call, flux_pipeline
 from pipelines import hooks_of, sd3_inputs, sd3_pipeline
 from ras_dit.adapters import DESCRIPTIONS
-from ras_dit.cache import BranchCache, FreshRows, KVCache
+from ras_dit.cache import BranchCache, KVCache
+from ras_dit.fresh import FreshRows
 
 SD3 = DESCRIPTIONS["SD3Transformer2DModel"]
 FLUX = DESCRIPTIONS["FluxTransformer2DModel"]

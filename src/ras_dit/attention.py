@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ras_dit.cache import BranchCache, FreshRows, KVCache
+from ras_dit.cache import BranchCache, KVCache
 from ras_dit.errors import UnsupportedError
+from ras_dit.fresh import FreshRows
 
 _OPERATORS = ("dispatch_attention_fn", "F")
 # What both operators take after query, key and value, in this order.
@@ -130,7 +131,7 @@ class AttentionLayer:
         if call.fresh is None:
             if call.fills_caches and key.shape[token_dim] >= call.num_image:
                 mask = call.cache.shared_mask(mask)
-                call.cache.layers[place] = KVCache(key, value, token_dim, scale, mask)
+                call.cache.keep(place, KVCache(key, value, token_dim, scale, mask))
             return key, value
         cached = call.cache.layers.get(place)
         if cached is None or key.shape[token_dim] != call.fresh.count(cached.num_keys):

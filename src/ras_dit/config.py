@@ -7,12 +7,19 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from ras_dit.config_files import read_fields
 from ras_dit.errors import RASError, RASWarning
 from ras_dit.public_code import PUBLIC_STARVATION_SCALE, PublicCode
-from ras_dit.validation import ResetSteps, check_choice, check_int, check_number, checked_resets
+from ras_dit.validation import (
+    ResetSteps,
+    check_choice,
+    check_flag,
+    check_int,
+    check_number,
+    checked_resets,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -23,16 +30,37 @@ Keep = Literal["low", "high", "auto"]
 Schedule = Literal["constant", "linear"] | tuple[float, ...] | Callable[[int, int], float]
 Starvation = Literal["total", "since_refresh"]
 Text = Literal["fresh", "keep"]
+CacheDtype = Literal["model", "int8", "float8"]
 
 METRICS: tuple[Metric, ...] = ("std", "l2", "random")
 _KEEPS: tuple[Keep, ...] = ("low", "high", "auto")
 _STARVATIONS: tuple[Starvation, ...] = ("total", "since_refresh")
-_TEXTS: tuple[Text, ...] = ("fresh", "keep")
 # Resets of the paper as fractions of the selective window: 12 and 20 of 28 and of 30 steps.
 _PAPER_RESETS = {"sd3": (8 / 24, 16 / 24), "lumina": (8 / 26, 16 / 26)}
 # The paper's direction: a low standard deviation marks the main subject (Eq. 1), a large norm a
 # region in need of refinement (supplementary material, section 6.1).
 _PAPER_KEEP: Mapping[str, Literal["low", "high"]] = {"std": "low", "l2": "high", "random": "high"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """How a run stores its caches.
+
+    Attributes:
+        dtype: ``"model"`` for the model's own; ``"int8"`` and ``"float8"`` (e4m3) keep a scale
+            for every row of every head.
+        offload: Whether keys and values stay in CPU memory and come over for their layer only.
+        static: Whether buffers keep their addresses from step to step and run to run.
+    """
+
+    dtype: CacheDtype = "model"
+    offload: bool = False
+    static: bool = False
+
+    @property
+    def packs(self) -> bool:
+        """Whether keys and values have to be copied at all."""
+        return self.static or self.offload or self.dtype != "model"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,6 +108,14 @@ class RASConfig:
         text: Whether a sparse step computes the text tokens anew (``"fresh"``, the paper), or
             keeps their keys and values of the last dense step (``"keep"``), which saves their
             work where text and image attend jointly. Not exact: text sees image and noise level.
+        static_cache: Whether caches are copied to buffers that keep their addresses from step to
+            step, and from run to run of the same shape until RAS is disabled (for CUDA graphs).
+            Otherwise dense steps copy nothing and all is freed at the end of a run.
+        cache_dtype: Keys and values are kept in the ``"model"``'s dtype, or in half of 16 bits or
+            less: ``"int8"`` or ``"float8"`` (e4m3), with a scale for every row and head. Fresh rows
+            are exact; those of inactive tokens are rounded.
+        offload_cache: Whether keys and values are kept in CPU memory and come to the model's
+            device for their layer only. Slow; for what does not fit otherwise.
         public_code: Follow the paper's public code, quirks included; see :meth:`microsoft`.
 
     Raises:
@@ -100,6 +136,9 @@ class RASConfig:
     granularity: int = 1
     seed: int = 0
     text: Text = "fresh"
+    static_cache: bool = False
+    cache_dtype: CacheDtype = "model"
+    offload_cache: bool = False
     public_code: PublicCode | None = None
 
     def __post_init__(self) -> None:
@@ -121,7 +160,10 @@ class RASConfig:
             )
         check_choice("keep", self.keep, _KEEPS)
         check_choice("starvation", self.starvation, _STARVATIONS)
-        check_choice("text", self.text, _TEXTS)
+        check_choice("text", self.text, get_args(Text))
+        check_choice("cache_dtype", self.cache_dtype, get_args(CacheDtype))
+        check_flag("static_cache", self.static_cache)
+        check_flag("offload_cache", self.offload_cache)
         if self.max_dropped not in ("auto", None):
             check_int("max_dropped", self.max_dropped, 1, '"auto" or None will do, too')
         if (
@@ -201,6 +243,11 @@ class RASConfig:
         if first is None:
             first = min(1.0, 1.5 * self.sample_ratio)
         return first, 2 * self.sample_ratio - first
+
+    @property
+    def storage(self) -> Storage:
+        """How caches are stored."""
+        return Storage(self.cache_dtype, offload=self.offload_cache, static=self.static_cache)
 
     @property
     def kept_scores(self) -> Literal["low", "high"]:

@@ -26,6 +26,7 @@ from ras_dit.observe import observe, observers, unobserve
 from ras_dit.recording import Recording
 from ras_dit.session import RunShape, Session, TransformerCall
 from ras_dit.signature import CallSignature
+from ras_dit.storage import Buffers
 from ras_dit.tokens import own_by_token
 from ras_dit.trace import Trace
 
@@ -63,6 +64,8 @@ class Engine:
         self._trace: Trace | None = None
         self._recording: Recording | None = None
         self._warned = False
+        self._buffers = Buffers()
+        self._kept_for: object = None
         self._observed: list[Any] = []
         self._parts: list[TransformerHooks] = []
         try:
@@ -101,6 +104,7 @@ class Engine:
         self.drop()
         for part in self._parts:
             part.detach()
+        self._buffers.clear()
         for target in self._observed:
             unobserve(target, self)
         self._observed.clear()
@@ -168,6 +172,10 @@ class Engine:
             sigmas=sigmas[first : first + count + 1] if isinstance(sigmas, torch.Tensor) else None,
             latents=description.first_latents(arguments).shape[1:],
         )
+        kept_for = shape.latents, shape.dtype
+        if self._kept_for != kept_for:
+            self._buffers.clear()
+            self._kept_for = kept_for
         session = Session(
             self.config,
             description.token_order,
@@ -180,6 +188,7 @@ class Engine:
             ),
             self.replay,
             record=self.record,
+            buffers=self._buffers,
         )
         if session.is_dense and self.config.sample_ratio < 1 and not (self.replay or self._warned):
             self._warned = True
@@ -188,6 +197,15 @@ class Engine:
                 f"(warmup_steps={self.config.warmup_steps}, stop_step={self.config.stop_step}, "
                 f"{shape.grid.num_tokens} tokens at sample_ratio={self.config.sample_ratio}); use "
                 "more steps or a smaller warmup_steps",
+                RASWarning,
+                stacklevel=2,
+            )
+        device = description.first_latents(arguments).device
+        if self.config.offload_cache and device.type == "cpu" and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "offload_cache does nothing here: the transformer itself runs on the CPU, and the "
+                "caches are in its memory anyway",
                 RASWarning,
                 stacklevel=2,
             )

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from ras_dit.adapters import TransformerDescription
-from ras_dit.cache import FreshRows
 from ras_dit.errors import RASError
+from ras_dit.fresh import FreshRows
 from ras_dit.probe import Operation, probe_attention, read_latents
 from ras_dit.trace import Trace
 

@@ -17,10 +17,10 @@ from torch.utils.hooks import RemovableHandle
 
 from ras_dit.adapters import TokenArgument, TransformerDescription
 from ras_dit.attention import AttentionLayer
-from ras_dit.cache import FreshRows
 from ras_dit.checks import block_parameters, submodule
 from ras_dit.entrance import Entrance, uncompiled
 from ras_dit.errors import UnsupportedError
+from ras_dit.fresh import FreshRows
 from ras_dit.session import TransformerCall
 from ras_dit.tables import gather_shared, gather_table
 
@@ -109,7 +109,7 @@ class TransformerHooks:
         if self._entrance is None or not self._entrance.leads_to(called):
             if self._entrance is not None:
                 self._entrance.close()
-            self._entrance = Entrance(called, self._before_transformer, self.end_call)
+            self._entrance = Entrance(called, self._before_transformer, self._after_transformer)
 
     def follow_replaced_modules(self) -> None:
         """Processors and the output layer may be others now (IP-adapters, LoRA)."""
@@ -163,13 +163,18 @@ class TransformerHooks:
         if call is None or call.fresh is None:
             return None
         # Row numbers are made here, so that a compiled transformer only looks them up.
-        call.fresh.prepare(call.cache)
+        call.cache.prepare(call.fresh)
         present = [name for name in self.description.residuals if arguments.get(name) is not None]
         if not present:
             return None
         for name in present:
             arguments[name] = _each(arguments[name], call.fresh.take)
         return (), arguments
+
+    def _after_transformer(self) -> None:
+        if self._call is not None and self._call.fills_caches:
+            self._call.cache.settle()
+        self.end_call()
 
     def _before_block(
         self,

@@ -6,18 +6,21 @@ called and what the scheduler is about to get; it answers what to compute, and w
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
-from ras_dit.cache import BranchCache, FreshRows
+from ras_dit.cache import BranchCache
 from ras_dit.chooser import Chooser
 from ras_dit.config import RASConfig
 from ras_dit.errors import RASError
+from ras_dit.fresh import FreshRows
 from ras_dit.recording import Recording
 from ras_dit.schedule import StepPlan, plan_steps
+from ras_dit.storage import Buffers
 from ras_dit.tokens import TokenGrid, TokenLayout, TokenOrder
 from ras_dit.trace import Call, StepTrace, Trace, pack_active
 
@@ -79,6 +82,7 @@ class Session:
         by_token: Sorts the guided noise prediction by token, ``[B, N, P, C]``.
         replay: A recorded run whose active tokens are taken over.
         record: Whether to keep the noise and the latents of every step.
+        buffers: Memory that outlives the run, for ``static_cache``.
 
     Raises:
         RASError: If the configuration does not fit the run.
@@ -93,8 +97,11 @@ class Session:
         replay: Trace | None = None,
         *,
         record: bool = False,
+        buffers: Buffers | None = None,
     ) -> None:
         self.config = config
+        self._storage = config.storage
+        self._buffers = Buffers() if buffers is None else buffers
         self.shape = shape
         self._replayed = replay
         self._record = record
@@ -187,9 +194,10 @@ class Session:
         if usable:
             assert cache is not None
             self._calls.append(Call(batch, plan.num_active))
-            return TransformerCall(cache, layout.num_image, False, self._fresh_rows(batch, starts))
+            fresh = self._fresh_rows(branch, batch, starts)
+            return TransformerCall(cache, layout.num_image, False, fresh)
         self._branches.pop(branch, None)
-        cache = BranchCache(signature)
+        cache = BranchCache(signature, self._storage, branch, self._buffers)
         fills = (
             not self._outgrown
             and self._index + 1 < len(self.plans)
@@ -269,6 +277,8 @@ class Session:
     def close(self) -> None:
         """Free every tensor but the record's."""
         self._branches.clear()
+        if not self._storage.static:
+            self._buffers.clear()
         self._fresh_by_batch.clear()
         self._chooser.forget()
         self._active = self._given = None
@@ -306,7 +316,9 @@ class Session:
         noise_preds, samples = zip(*self._recorded, strict=True)
         return Recording(self.trace(), noise_preds, samples)
 
-    def _fresh_rows(self, batch: int, starts: torch.Tensor | None) -> FreshRows:
+    def _fresh_rows(
+        self, branch: tuple[int, int], batch: int, starts: torch.Tensor | None
+    ) -> FreshRows:
         """The active set repeated over the guidance branches of one batch."""
         if starts is None and batch in self._fresh_by_batch:
             return self._fresh_by_batch[batch]
@@ -322,10 +334,14 @@ class Session:
             self._images,
             starts,
             keeps_text=self.config.text == "keep",
+            keep=functools.partial(self._keep_rows, branch) if self._storage.static else None,
         )
         if starts is None:
             self._fresh_by_batch[batch] = fresh
         return fresh
+
+    def _keep_rows(self, branch: object, name: object, rows: torch.Tensor) -> torch.Tensor:
+        return self._buffers.keep((branch, name, tuple(rows.shape)), rows)
 
 
 def replayed_plans(trace: Trace, shape: RunShape) -> tuple[StepPlan, ...]:

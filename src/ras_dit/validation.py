@@ -30,6 +30,12 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise RASError(f"{name}={value!r} is unknown; expected one of {', '.join(choices)}")
 
 
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither True nor False."""
+    if not isinstance(value, bool):
+        raise RASError(f"{name}={value!r}; expected True or False")
+
+
 def checked_resets(value: object) -> ResetSteps:
     """Reset steps sorted and without repetition, or a refusal."""
     if value == "auto":
