@@ -192,29 +192,38 @@ def _visualize(
 
 @app.command("plan")
 def _plan(
-    model: options.Model = None,
+    model: options.PlannedModel = None,
     sample_ratio: options.SampleRatio = None,
     preset: options.Preset = None,
     config: options.ConfigFile = None,
     paper: options.Paper = None,
-    steps: options.Steps = 28,
+    steps: options.PlannedSteps = None,
     size: options.Size = None,
+    frames: options.Frames = None,
+    guidance: options.Guidance = None,
     max_sequence_length: options.MaxSequenceLength = None,
     dtype: options.Dtype = "auto",
     verbose: options.Verbose = False,
 ) -> None:
-    """Show what a run would do in each step and what that saves, without loading weights."""
+    """Show what a run would do in each step and what that saves, without loading weights.
+
+    A model is a folder, a hub id, or the name of a published one, such as FLUX.1-dev.
+    """
     chosen = _configuration(sample_ratio, preset, config, paper)
     width, height = _parse_size(size)
     with quiet_libraries(verbose=verbose):
         outline = read_outline(model, max_sequence_length=max_sequence_length)
+        layout = outline.layout(width, height, frames)
         planned = plan_table(
             outline.work,
             chosen,
-            outline.num_evaluations(steps),
-            outline.grid(width, height),
-            num_text_tokens=outline.num_text_tokens,
+            outline.num_evaluations(steps or outline.num_inference_steps),
+            layout.grid,
+            num_text_tokens=layout.num_text,
             dtype=choose_dtype(dtype),
+            branches=1 if guidance is not None and guidance <= 1 else outline.branches,
+            num_references=layout.num_references,
+            head_width=outline.head_width,
         )
     table = Table("steps", "kind", *(Column(name, justify="right") for name in HEADINGS[2:]))
     for row in planned.rows:

@@ -11,6 +11,7 @@ batch: images times guidance branches, whether these run in one call or in sever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -150,7 +151,13 @@ def trace_cost(work: Work, trace: Trace) -> RunCost:
 
 
 def cache_bytes(
-    work: Work, *, batch: int, num_tokens: int, num_text_tokens: int, dtype: torch.dtype
+    work: Work,
+    *,
+    batch: int,
+    num_tokens: int,
+    num_text_tokens: int,
+    dtype: torch.dtype,
+    kv_bytes_per_element: float | None = None,
 ) -> int:
     """Bytes of all key, value and output caches of a run.
 
@@ -160,17 +167,33 @@ def cache_bytes(
         num_tokens: Image tokens N per row.
         num_text_tokens: Text tokens T per row.
         dtype: The transformer's dtype, in which everything is cached.
+        kv_bytes_per_element: Bytes that a cached key or value takes, scales with it; ``None``
+            where they are kept in the transformer's dtype. See :func:`packed_bytes`.
 
     Raises:
         RASError: If a number is out of range.
     """
     _check_shape(batch, num_tokens, num_text_tokens)
-    elements = (
-        work.joint_kv * (num_tokens + num_text_tokens)
-        + work.image_kv * num_tokens
-        + work.output * num_tokens
-    )
-    return batch * elements * dtype.itemsize
+    each = dtype.itemsize if kv_bytes_per_element is None else kv_bytes_per_element
+    if not 0 < each <= dtype.itemsize:
+        raise RASError(
+            f"kv_bytes_per_element={each}; expected above 0 and at most {dtype.itemsize}, the size "
+            f"of {str(dtype)[6:]}"
+        )
+    elements = work.joint_kv * (num_tokens + num_text_tokens) + work.image_kv * num_tokens
+    return batch * (math.ceil(elements * each) + work.output * num_tokens * dtype.itemsize)
+
+
+def packed_bytes(head_width: int) -> float:
+    """Bytes of a cached key or value in eight bits: a byte, and a 16-bit scale for every head's
+    row of ``head_width`` elements.
+
+    Raises:
+        RASError: If ``head_width`` is below 1.
+    """
+    if head_width < 1:
+        raise RASError(f"head_width={head_width}; expected at least 1")
+    return 1 + 2 / head_width
 
 
 def _run_cost(

@@ -19,7 +19,8 @@ import ras_dit
 from ras_dit.adapters import describe
 from ras_dit.config import RASConfig
 from ras_dit.cost import trace_cost
-from ras_dit.errors import RASError
+from ras_dit.errors import RASError, UnsupportedError
+from ras_dit.outline import outline_of
 from ras_dit.recording import Recording
 from ras_dit.trace import Trace
 
@@ -216,26 +217,19 @@ def seeds_for(prompts: Sequence[str], seed: int) -> tuple[int, ...]:
 
 
 def check_size(pipeline: Any, job: Job) -> None:
-    """Refuse a size that the pipeline would round, or whose positions its transformer lacks.
+    """Refuse a size that the pipeline would refuse, round or replace.
 
     Raises:
         RASError: If height or width does not fit.
+        UnsupportedError: If the pipeline makes videos, or a size of its own.
     """
-    side = pipeline.vae_scale_factor * pipeline.transformer.config.patch_size
-    largest = pipeline.transformer.config.get("pos_embed_max_size")
-    for name in ("width", "height"):
-        value = getattr(job, name)
-        if value is None:
-            continue
-        if value % side:
-            below, above = value // side * side, (value // side + 1) * side
-            near = f"{below} or {above}" if below else str(above)
-            raise RASError(
-                f"{name}={value} is no multiple of {side} pixels, this model's token size; "
-                f"use {near}"
-            )
-        if largest is not None and value > largest * side:
-            raise RASError(f"{name}={value} is above this model's limit of {largest * side} pixels")
+    sizes = outline_of(pipeline).sizes
+    if sizes.is_video:
+        raise UnsupportedError(
+            f"{sizes.pipeline} makes videos, and jobs make pictures; call it from Python between "
+            "ras_dit.enable(pipe) and handle.disable(), and plan it with ras-dit plan --frames"
+        )
+    sizes.size(job.width, job.height)
 
 
 def _run(pipeline: Any, job: Job, clock: _LoopClock) -> tuple[Image.Image, ...]:

@@ -24,6 +24,14 @@ Model = Annotated[
         show_default="the embedded model",
     ),
 ]
+PlannedModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR_HUB_ID_OR_NAME",
+        help="A folder, owner/name on a hub, or the name of a published model.",
+        show_default="the embedded model",
+    ),
+]
 SampleRatio = Annotated[
     float | None, typer.Option(help="Share of active tokens in sparse steps, in (0, 1].")
 ]
@@ -36,6 +44,12 @@ Paper = Annotated[
     typer.Option(metavar="sd3|lumina", help="The paper's schedule, with --sample-ratio or 0.5."),
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
+PlannedSteps = Annotated[
+    int | None, typer.Option("--steps", min=1, help="Denoising steps.", show_default=_THE_MODELS)
+]
+Frames = Annotated[
+    int | None, typer.Option(min=1, help="Frames of a video.", show_default=_THE_MODELS)
+]
 Seed = Annotated[
     int, typer.Option(min=0, help="Of every picture; a repeated prompt gets the next one.")
 ]

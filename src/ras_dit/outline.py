@@ -1,44 +1,82 @@
-"""What a plan needs to know of a model, read from its small configuration files only."""
+"""What a plan needs to know of a model: of one that is published, in a folder, or loaded."""
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from ras_dit.adapters import DESCRIPTIONS, Work
-from ras_dit.errors import RASError
-from ras_dit.generate import Job, check_size
+from ras_dit.adapters import DESCRIPTIONS, Work, describe
+from ras_dit.engine import denoisers
+from ras_dit.entrance import uncompiled
+from ras_dit.errors import RASError, UnsupportedError
 from ras_dit.loading import call_defaults, load_index, locate, reading
-from ras_dit.tokens import TokenGrid
+from ras_dit.published import PublishedModel, published_models
+from ras_dit.sizes import SizeRule, size_rule
+from ras_dit.text_lengths import guidance_branches, own_rows, reference_tokens, text_tokens
+from ras_dit.tokens import TokenGrid, TokenLayout
 
 _CLIP_ROWS = 77
-_MOST_TEXT_ROWS = 256  # of pipelines that pad a prompt no further than needed
+_BY_PICTURES = "its size comes from the pictures of the call"
+_UNPLANNED: Mapping[str, str] = {
+    "VisualClozePipeline": _BY_PICTURES,
+    "VisualClozeGenerationPipeline": _BY_PICTURES,
+    "QwenImageLayeredPipeline": _BY_PICTURES,
+    "Flux2KleinInpaintPipeline": _BY_PICTURES,
+    "LTXI2VLongMultiPromptPipeline": "it makes a video in windows, one after the other",
+}
+
+# Compressions that pipelines do not ask their autoencoder for.
+_COMPRESSION: Mapping[str, tuple[int, int]] = {
+    "PRXPixelPipeline": (1, 1),
+    "MochiPipeline": (8, 6),
+    "LuminaPipeline": (8, 1),
+    "Lumina2Pipeline": (8, 1),
+}
+_SPACE = (
+    "vae_scale_factor_spatial",
+    "vae_spatial_compression_ratio",
+    "vae_spatial_scale_factor",
+    "vae_scale_factor",
+)
+_TIME = (
+    "vae_scale_factor_temporal",
+    "vae_temporal_compression_ratio",
+    "vae_temporal_scale_factor",
+)
+_BY_HALVINGS = ("WanVACE", "WanVideoToVideo", "SkyReels")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelOutline:
     """A pipeline without its weights.
 
     Attributes:
-        place: Folder or hub id.
+        place: Folder, hub id, or name of a published model.
+        pipeline: Class name of the pipeline.
         transformer: Class name of the transformer.
         config: The transformer's configuration, defaults included.
-        pixels_per_latent: Side of a latent pixel in pixels.
-        num_text_tokens: Text tokens T attended to; where the pipeline pads a prompt no further
-            than needed, the most that it can be.
+        sizes: The sizes that the pipeline takes.
+        text_rows: Rows of the text as the pipeline counts them; where it pads a prompt no further
+            than needed, the most that there can be.
+        num_inference_steps: The pipeline's own number of denoising steps.
+        branches: Guidance branches of a call as the pipeline is used: 2 with classifier-free
+            guidance.
         scheduler_order: Calls of ``scheduler.step`` per inference step.
     """
 
     place: str
+    pipeline: str
     transformer: str
     config: Mapping[str, Any]
-    pixels_per_latent: int
-    num_text_tokens: int
+    sizes: SizeRule
+    text_rows: int
+    num_inference_steps: int
+    branches: int
     scheduler_order: int
 
     @property
@@ -46,34 +84,68 @@ class ModelOutline:
         """The arithmetic of a forward pass."""
         return DESCRIPTIONS[self.transformer].work(self.config)
 
-    def grid(self, width: int | None = None, height: int | None = None) -> TokenGrid:
-        """The image tokens of a picture.
+    @property
+    def pixels_per_latent(self) -> int:
+        """Side of a latent pixel in pixels."""
+        return self.sizes.pixels
+
+    @property
+    def num_text_tokens(self) -> int:
+        """Text tokens T attended to in a call of the pipeline's own size."""
+        return self.layout().num_text
+
+    @property
+    def head_width(self) -> int:
+        """Elements of a head's keys."""
+        config = self.config
+        if config.get("attention_head_dim"):
+            return int(config["attention_head_dim"])
+        heads = ("num_attention_heads", "num_heads", "n_heads")
+        count = next(config[name] for name in heads if config.get(name))
+        return int(config.get("hidden_size") or config["dim"]) // int(count)
+
+    def grid(
+        self, width: int | None = None, height: int | None = None, frames: int | None = None
+    ) -> TokenGrid:
+        """The image tokens of a picture or video that is made.
 
         Args:
             width: In pixels; ``None`` is the model's own.
             height: In pixels; ``None`` is the model's own.
+            frames: Of a video; ``None`` is the model's own number.
 
         Raises:
             RASError: If the size does not fit the model.
         """
-        stand_in = SimpleNamespace(
-            vae_scale_factor=self.pixels_per_latent,
-            transformer=SimpleNamespace(config=_Fields(self.config)),
-        )
-        check_size(stand_in, Job(prompts=("any",), seeds=(0,), width=width, height=height))
-        own = self.config["sample_size"] * self.pixels_per_latent
-        side = self.pixels_per_latent * self.config["patch_size"]
-        return TokenGrid((height or own) // side, (width or own) // side)
+        return self.layout(width, height, frames).grid
+
+    def layout(
+        self,
+        width: int | None = None,
+        height: int | None = None,
+        frames: int | None = None,
+        *,
+        as_asked: bool = False,
+    ) -> TokenLayout:
+        """All tokens of a call, text and the tokens of given pictures with them.
+
+        Args:
+            width: In pixels; ``None`` is the model's own.
+            height: In pixels; ``None`` is the model's own.
+            frames: Of a video; ``None`` is the model's own number.
+            as_asked: Whether the call forbids the pipeline to make another size.
+
+        Raises:
+            RASError: If the size does not fit the model.
+        """
+        grid = self.sizes.grid(self.sizes.size(width, height, frames), as_asked=as_asked)
+        grid, references = reference_tokens(self.pipeline, self.config, self.sizes, grid)
+        text = text_tokens(self.transformer, self.config, self.text_rows, grid)
+        return TokenLayout(grid, text, references)
 
     def num_evaluations(self, num_inference_steps: int) -> int:
         """Calls of ``scheduler.step`` in a run; the last step of a higher order makes one."""
         return self.scheduler_order * (num_inference_steps - 1) + 1
-
-
-class _Fields(dict[str, Any]):
-    """A configuration whose fields can be read as attributes too, as those of diffusers."""
-
-    __getattr__ = dict.__getitem__
 
 
 def read_outline(
@@ -83,53 +155,232 @@ def read_outline(
 
     Args:
         source: As for :func:`ras_dit.loading.load_pipeline`: a folder, a hub id, or ``None`` for
-            the embedded model.
+            the embedded model; or the name of a published model (:mod:`ras_dit.published`), for
+            which no file is read.
         max_sequence_length: Text rows of the long text encoder; ``None`` is the model's own.
 
     Raises:
         RASError: If the files cannot be read.
-        UnsupportedError: If the model's transformer is not supported.
+        UnsupportedError: If the model's transformer is not supported, or its runs cannot be
+            planned.
     """
-    import diffusers
-
+    if source is not None and not Path(source).expanduser().exists():
+        if (found := published_models().get(str(source).casefold())) is not None:
+            return outline_of_published(found, max_sequence_length=max_sequence_length)
+        _suggest(str(source))
     place = locate(source)
     rows = max_sequence_length or call_defaults(source).max_sequence_length
     with reading(place):
         index = load_index(place)
-        transformer = index["transformer"][1]
-        pipeline = getattr(diffusers, index["_class_name"])
-        vae = _read(place, "vae/config.json")
-        return ModelOutline(
-            place=place,
-            transformer=transformer,
-            config=_with_defaults(
-                getattr(diffusers, transformer), _read(place, "transformer/config.json")
+        _check_planned(index["_class_name"])
+        has_vae = isinstance(index.get("vae"), list | tuple) and index["vae"][1] is not None
+        return _outline(
+            place,
+            index,
+            transformer=index["transformer"][1],
+            config=_read(place, "transformer/config.json"),
+            compression=_compression(
+                index["_class_name"],
+                (index["vae"][1], _read(place, "vae/config.json")) if has_vae else None,
             ),
-            pixels_per_latent=2 ** (len(vae["block_out_channels"]) - 1),
-            num_text_tokens=_text_tokens(place, index, rows or _own_rows(pipeline)),
-            scheduler_order=getattr(diffusers, index["scheduler"][1]).order,
+            rows=rows,
+            clip_rows=_clip_rows(place, index),
+            scheduler_order=_exported(index["scheduler"][1]).order,
         )
 
 
-def _text_tokens(place: str, index: Mapping[str, Any], rows: int) -> int:
-    if index["transformer"][1] != "SD3Transformer2DModel":
-        return rows
+def outline_of(pipeline: Any) -> ModelOutline:
+    """The outline of a loaded pipeline.
+
+    Args:
+        pipeline: A diffusers pipeline.
+
+    Raises:
+        UnsupportedError: If its transformer is not supported, or its runs cannot be planned.
+        RASError: If it has no transformer.
+    """
+    parts = [uncompiled(part) for part in denoisers(pipeline).values()]
+    if not parts:
+        raise RASError(f"{type(pipeline).__name__} has no transformer; load one first")
+    description = describe(parts[0])
+    tokenizer = getattr(pipeline, "tokenizer", None)
+    clip_rows = _CLIP_ROWS if tokenizer is None else int(tokenizer.model_max_length)
+    known = _known_class(pipeline)
+    _check_planned(known)
+    settings = {"default_sample_size": getattr(pipeline, "default_sample_size", None)}
+    return _outline(
+        type(pipeline).__name__,
+        {**settings, **pipeline.config, "_class_name": known},
+        transformer=description.transformer,
+        config=parts[0].config,
+        compression=_own_compression(known, pipeline),
+        rows=None,
+        clip_rows=clip_rows,
+        scheduler_order=getattr(pipeline.scheduler, "order", 1),
+    )
+
+
+def outline_of_published(
+    model: PublishedModel, *, max_sequence_length: int | None = None
+) -> ModelOutline:
+    """The outline of a published model, offline.
+
+    Args:
+        model: One of :func:`ras_dit.published.published_models`.
+        max_sequence_length: Text rows of the long text encoder; ``None`` is the model's own.
+    """
+    config = _with_defaults(_exported(model.transformer), model.config)
+    rows = max_sequence_length or model.text_rows
+    return ModelOutline(
+        place=model.name,
+        pipeline=model.pipeline,
+        transformer=model.transformer,
+        config=config,
+        sizes=size_rule(
+            model.pipeline,
+            model.transformer,
+            config,
+            patch=DESCRIPTIONS[model.transformer].patch(config),
+            pixels=model.pixels,
+            frames_per_latent=model.frames_per_latent,
+            own=model.size,
+        ),
+        text_rows=_with_clip(model.transformer, rows, _CLIP_ROWS),
+        num_inference_steps=model.num_inference_steps,
+        branches=model.branches,
+        scheduler_order=1,
+    )
+
+
+def _outline(
+    place: str,
+    index: Mapping[str, Any],
+    *,
+    transformer: str,
+    config: Mapping[str, Any],
+    compression: tuple[int, int],
+    rows: int | None,
+    clip_rows: int,
+    scheduler_order: int,
+) -> ModelOutline:
+    pipeline = index["_class_name"]
+    config = _with_defaults(_exported(transformer), config)
+    parameters = _call_defaults(_exported(pipeline)) | dict(index)
+    pixels, frames = compression
+    return ModelOutline(
+        place=place,
+        pipeline=pipeline,
+        transformer=transformer,
+        config=config,
+        sizes=size_rule(
+            pipeline,
+            transformer,
+            config,
+            patch=DESCRIPTIONS[transformer].patch(config),
+            pixels=pixels,
+            frames_per_latent=frames,
+            parameters=parameters,
+        ),
+        text_rows=_with_clip(transformer, rows or own_rows(pipeline, parameters), clip_rows),
+        num_inference_steps=int(parameters["num_inference_steps"]),
+        branches=guidance_branches(pipeline, config, parameters),
+        scheduler_order=scheduler_order,
+    )
+
+
+def _check_planned(pipeline: str) -> None:
+    if pipeline in _UNPLANNED:
+        raise UnsupportedError(
+            f"a run of {pipeline} cannot be planned: {_UNPLANNED[pipeline]}; "
+            "ras_dit.summary(pipe) says after a run what it was"
+        )
+
+
+def _compression(pipeline: str, vae: tuple[str, Mapping[str, Any]] | None) -> tuple[int, int]:
+    """Pixels along the side of a latent pixel, and frames per latent frame."""
+    if pipeline in _COMPRESSION:
+        return _COMPRESSION[pipeline]
+    if vae is None:
+        return 8, 1
+    config = _with_defaults(_exported(vae[0]), vae[1])
+    halved = config.get("temperal_downsample")
+    if halved is not None and (
+        "scale_factor_spatial" not in config or pipeline.startswith(_BY_HALVINGS)
+    ):
+        return 2 ** len(halved), 2 ** sum(halved)
+    if "scale_factor_spatial" in config:
+        return config["scale_factor_spatial"], config["scale_factor_temporal"]
+    space, time = config.get("spatial_compression_ratio"), config.get("temporal_compression_ratio")
+    if "spatio_temporal_scaling" in config:
+        shrunk = 2 ** sum(config["spatio_temporal_scaling"])
+        return space or config["patch_size"] * shrunk, time or config["patch_size_t"] * shrunk
+    channels = config.get("block_out_channels") or config.get("encoder_block_out_channels")
+    return space or 2 ** (len(channels or ()) - 1), time or 1
+
+
+def _own_compression(name: str, pipeline: Any) -> tuple[int, int]:
+    """The same as a loaded pipeline says it."""
+    spaces = [getattr(pipeline, attribute, None) for attribute in _SPACE]
+    times = [getattr(pipeline, attribute, None) for attribute in _TIME]
+    space, time = int(next(filter(None, spaces), 8)), int(next(filter(None, times), 1))
+    # Bria counts the patch of a token in.
+    return space // (2 if name == "BriaPipeline" else 1), time
+
+
+def _clip_rows(place: str, index: Mapping[str, Any]) -> int:
+    if index["transformer"][1] != "SD3Transformer2DModel" or index["tokenizer"][1] is None:
+        return _CLIP_ROWS
+    return int(_read(place, "tokenizer/tokenizer_config.json")["model_max_length"])
+
+
+def _with_clip(transformer: str, rows: int, clip_rows: int) -> int:
     # Stable Diffusion 3 puts the rows of its CLIP encoders in front of those of T5.
-    clip = _CLIP_ROWS
-    if index["tokenizer"][1] is not None:
-        clip = _read(place, "tokenizer/tokenizer_config.json")["model_max_length"]
-    return clip + rows
+    return rows + clip_rows if transformer == "SD3Transformer2DModel" else rows
 
 
-def _own_rows(pipeline: Any) -> int:
-    parameter = inspect.signature(pipeline.__call__).parameters.get("max_sequence_length")
-    return _MOST_TEXT_ROWS if parameter is None else int(parameter.default)
+def _known_class(pipeline: Any) -> str:
+    """The pipeline's class in diffusers, which a subclass of one's own is treated like."""
+    import diffusers
+
+    for kind in type(pipeline).__mro__:
+        if hasattr(diffusers, kind.__name__):
+            return kind.__name__
+    return type(pipeline).__name__
+
+
+def _exported(name: str) -> Any:
+    import diffusers
+
+    found = getattr(diffusers, name, None)
+    if found is None:
+        raise UnsupportedError(
+            f"diffusers {diffusers.__version__} has no {name}; install a release that has it"
+        )
+    return found
+
+
+def _call_defaults(pipeline: Any) -> dict[str, Any]:
+    parameters = inspect.signature(pipeline.__call__).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def _with_defaults(kind: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with the defaults of what its file, older than the class, leaves out."""
     parameters = inspect.signature(kind.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(config)
+
+
+def _suggest(name: str) -> None:
+    """Refuse what is neither a folder, a hub id nor a published model, and say what is near."""
+    if "/" in name or "\\" in name:
+        return
+    models = published_models()
+    near = difflib.get_close_matches(name.casefold(), models, n=3, cutoff=0.5)
+    known = ", ".join(models[key].name for key in near or models)
+    raise RASError(
+        f"there is no model folder {name!r}, and no published model of that name; "
+        f"{'near' if near else 'known'}: {known}"
+    )
 
 
 def _read(place: str, name: str) -> dict[str, Any]:

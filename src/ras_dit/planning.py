@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import torch
 
 from ras_dit.adapters.base import Work
 from ras_dit.config import RASConfig
-from ras_dit.cost import cache_bytes, forward_flops, plan_cost
+from ras_dit.cost import RunCost, cache_bytes, forward_flops, packed_bytes, plan_cost
+from ras_dit.errors import RASError
 from ras_dit.schedule import plan_steps
 from ras_dit.tokens import TokenGrid
 
@@ -47,22 +48,29 @@ class PlanTable:
 
     Attributes:
         rows: Its steps, runs of equal ones in one row.
-        grid: The image tokens of one picture.
+        grid: The image tokens of one picture or video.
         num_text_tokens: Text tokens T.
         dtype: The transformer's dtype.
-        limit: FLOP limit of the denoising loop: the speed-up if FLOPs were all that takes time.
+        cost: FLOPs of the denoising loop, dense and as planned.
         cache_bytes: Bytes of all caches for one picture with its guidance branches; 0 for a run
             without a sparse step.
         branches: Guidance branches: 2 with classifier-free guidance.
+        num_references: Image tokens of given pictures.
     """
 
     rows: tuple[PlanRow, ...]
     grid: TokenGrid
     num_text_tokens: int
     dtype: torch.dtype
-    limit: float
+    cost: RunCost
     cache_bytes: int
     branches: int
+    num_references: int = 0
+
+    @property
+    def limit(self) -> float:
+        """FLOP limit of the denoising loop: the speed-up if FLOPs were all that takes time."""
+        return self.cost.limit
 
     @property
     def num_steps(self) -> int:
@@ -86,17 +94,22 @@ class PlanTable:
     def facts(self) -> list[tuple[str, str]]:
         """What holds for the whole run, as (name, value)."""
         ratio = self.mean_ratio
-        tokens = f"{self.grid.num_tokens} ({self.grid.height} x {self.grid.width})"
-        size = self.cache_bytes / 2**20
-        caches = f"{size:.1f} MiB" if size >= 1 or not size else f"{1024 * size:.1f} KiB"
+        tokens = f"{self.grid.num_tokens} ({' x '.join(map(str, self.grid.shape))})"
+        if self.num_references:
+            tokens += f", and {self.num_references} of a given picture"
+        caches = _in_bytes(self.cache_bytes)
         where = f"guidance {'on' if self.branches > 1 else 'off'}, {str(self.dtype)[6:]}"
         return [
             ("image tokens N", tokens),
             ("text rows T", str(self.num_text_tokens)),
             ("dense steps", f"{self.num_dense} of {self.num_steps}"),
             ("mean ratio of sparse steps", "no sparse step" if ratio is None else f"{ratio:.1%}"),
+            ("FLOPs of the loop", f"{self.cost.ras:.4g} of {self.cost.dense:.4g}"),
             ("FLOP limit of the loop", f"{self.limit:.2f}x"),
-            ("caches per picture", f"{caches} ({where})"),
+            (
+                f"caches per {'picture' if self.grid.frames == 1 else 'video'}",
+                f"{caches} ({where})",
+            ),
         ]
 
     def markdown(self) -> str:
@@ -118,8 +131,10 @@ def plan_table(
     num_text_tokens: int,
     dtype: torch.dtype = torch.float32,
     branches: int = 2,
+    num_references: int = 0,
+    head_width: int | None = None,
 ) -> PlanTable:
-    """Plan a run of one picture and count what it costs.
+    """Plan a run of one picture or video and count what it costs.
 
     Args:
         work: The arithmetic of the transformer, ``description.work(transformer.config)``.
@@ -129,35 +144,66 @@ def plan_table(
         num_text_tokens: Text tokens T.
         dtype: The transformer's dtype, in which caches are kept.
         branches: Guidance branches: 2 with classifier-free guidance, 1 without.
+        num_references: Image tokens of given pictures, which dense steps compute and no other.
+        head_width: Elements of a head's keys, which caches of eight bits are counted by.
 
     Raises:
-        RASError: If the configuration does not fit the run.
+        RASError: If the configuration does not fit the run, or keeps its caches in eight bits and
+            no head width is given.
     """
     count = grid.num_tokens
     plans = plan_steps(config, num_evaluations, count)
+    whole = count + num_references
+    shape = {"batch": branches, "num_tokens": whole, "num_text_tokens": num_text_tokens}
+    keeps_text = config.text == "keep"
+
+    def with_references(num_active: int) -> int:
+        return whole if num_active == count else num_active
 
     def flops(num_active: int) -> int:
-        return forward_flops(
-            work,
-            batch=branches,
-            num_tokens=count,
-            num_active=num_active,
-            num_text_tokens=num_text_tokens,
-        )
+        kept = keeps_text and num_active < count
+        return forward_flops(work, num_active=with_references(num_active), keeps_text=kept, **shape)
 
     rows = []
     for (kind, num_active), group in groupby(plans, lambda plan: (plan.kind, plan.num_active)):
         steps = [plan.index for plan in group]
         cost = flops(num_active) / flops(count)
         rows.append(PlanRow(steps[0], steps[-1], kind, num_active, cost))
-    shape = {"batch": branches, "num_tokens": count, "num_text_tokens": num_text_tokens}
     sparse = any(row.kind == "sparse" for row in rows)
+    counted = [replace(plan, num_active=with_references(plan.num_active)) for plan in plans]
     return PlanTable(
         rows=tuple(rows),
         grid=grid,
         num_text_tokens=num_text_tokens,
         dtype=dtype,
-        limit=plan_cost(work, plans, **shape).limit,
-        cache_bytes=cache_bytes(work, dtype=dtype, **shape) if sparse else 0,
+        cost=plan_cost(work, counted, keeps_text=keeps_text, **shape),
+        cache_bytes=_planned_caches(work, config, dtype, head_width, shape) if sparse else 0,
         branches=branches,
+        num_references=num_references,
     )
+
+
+def _planned_caches(
+    work: Work,
+    config: RASConfig,
+    dtype: torch.dtype,
+    head_width: int | None,
+    shape: Mapping[str, int],
+) -> int:
+    packed = None
+    if config.cache_dtype != "model":
+        if head_width is None:
+            raise RASError(
+                f"caches in {config.cache_dtype} have a scale for every head; give head_width"
+            )
+        packed = packed_bytes(head_width)
+    return cache_bytes(work, dtype=dtype, kv_bytes_per_element=packed, **shape)
+
+
+def _in_bytes(size: float) -> str:
+    """A size for people."""
+    for unit in ("KiB", "MiB", "GiB"):
+        size /= 1024
+        if size < 1024 and (size >= 1 or unit == "KiB"):
+            break
+    return f"{size:.1f} {unit}"
