@@ -13,6 +13,7 @@ from diffusers import (
     FluxControlNetModel,
     FluxControlNetPipeline,
     FluxControlPipeline,
+    FluxMultiControlNetModel,
 )
 from diffusers.models.embeddings import ImageProjection
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
@@ -20,6 +21,8 @@ from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProc
 from families_flux import (
     FLUX_JOINT,
     FLUX_POOLED,
+    HEIGHT,
+    WIDTH,
     deprecations_allowed,
     flux_call,
     flux_pipeline,
@@ -32,6 +35,7 @@ from families_flux import (
     shaken,
 )
 from family_laws import Family
+from family_parts import deep_vae
 
 IP_FEATURES = 12
 
@@ -62,11 +66,11 @@ def control_inpaint_call(images: int) -> dict[str, Any]:
     return inpaint_call(images) | {"control_image": pictures(images, salt=7)}
 
 
-def flux_controlnet() -> FluxControlNetModel:
+def flux_controlnet(seed: int = 1, patch_size: int = 1, **settings: Any) -> FluxControlNetModel:
     """A ControlNet with one block of each kind, for a transformer with two."""
     with deprecations_allowed():
         controlnet = FluxControlNetModel(
-            patch_size=1,
+            patch_size=patch_size,
             in_channels=16,
             num_layers=1,
             num_single_layers=1,
@@ -76,8 +80,9 @@ def flux_controlnet() -> FluxControlNetModel:
             pooled_projection_dim=FLUX_POOLED,
             guidance_embeds=True,
             axes_dims_rope=[4, 6, 6],
+            **settings,
         )
-    shaken(controlnet, seed=1)
+    shaken(controlnet, seed)
     return controlnet
 
 
@@ -91,6 +96,36 @@ def controlnet_img2img() -> Any:
 
 def controlnet_inpaint() -> Any:
     return controlnet_pipeline(FluxControlNetInpaintPipeline)
+
+
+def several_controlnets() -> Any:
+    both = FluxMultiControlNetModel([flux_controlnet(), flux_controlnet(seed=2)])
+    return flux_pipeline(FluxControlNetPipeline, components={"controlnet": both})
+
+
+def several_controls(images: int) -> dict[str, Any]:
+    """The second ControlNet comes in behind the first step and goes before the last ones."""
+    return flux_call(images) | {
+        "control_image": [pictures(images, salt=7), pictures(images, salt=8)],
+        "controlnet_conditioning_scale": [0.7, 0.5],
+        "control_guidance_start": [0.0, 0.1],
+        "control_guidance_end": [1.0, 0.7],
+        "control_mode": [None, None],
+    }
+
+
+def hinted_controlnet() -> Any:
+    """As XLabs makes them: the control picture in pixels, 16 to a token, added to the latents."""
+    controlnet = flux_controlnet(conditioning_embedding_channels=4, patch_size=2)
+    return flux_pipeline(
+        FluxControlNetPipeline, components={"controlnet": controlnet, "vae": deep_vae()}
+    )
+
+
+def hinted_call(images: int) -> dict[str, Any]:
+    height, width = 4 * HEIGHT, 4 * WIDTH
+    size = {"height": height, "width": width}
+    return flux_call(images) | size | {"control_image": pictures(images, height, width, salt=7)}
 
 
 def ip_adapter_pipeline() -> Any:
@@ -124,5 +159,7 @@ FAMILIES = (
     Family("Flux.1", controlnet_pipeline, control_call, feature="controlnet"),
     Family("Flux.1", controlnet_img2img, control_img2img_call, feature="controlnet img2img"),
     Family("Flux.1", controlnet_inpaint, control_inpaint_call, feature="controlnet inpaint"),
+    Family("Flux.1", several_controlnets, several_controls, feature="several controlnets"),
+    Family("Flux.1", hinted_controlnet, hinted_call, feature="XLabs controlnet"),
     Family("Flux.1", ip_adapter_pipeline, ip_adapter_call, feature="IP-adapter"),
 )

@@ -22,7 +22,12 @@ from diffusers import (
     HunyuanImageRefinerPipeline,
     HunyuanImageTransformer2DModel,
 )
-from diffusers.guiders import AdaptiveProjectedMixGuidance
+from diffusers.guiders import (
+    AdaptiveProjectedMixGuidance,
+    ClassifierFreeGuidance,
+    SkipLayerGuidance,
+)
+from diffusers.hooks import LayerSkipConfig
 
 from families_flux import generators, rows
 from family_laws import STEPS, Family
@@ -175,6 +180,23 @@ def hunyuan_image_guided() -> Any:
     return hunyuan_image_pipeline(guider=guider, text_embed_2_dim=FEATURES_2)
 
 
+def hunyuan_image_skips_layers() -> Any:
+    """A third call in some of the steps, in which the first block is left out."""
+    guider = SkipLayerGuidance(
+        guidance_scale=3.0,
+        skip_layer_config=LayerSkipConfig([0], fqn="transformer_blocks"),
+        skip_layer_guidance_start=0.3,
+        skip_layer_guidance_stop=0.8,
+    )
+    return hunyuan_image_pipeline(guider=guider, text_embed_2_dim=FEATURES_2, num_layers=2)
+
+
+def hunyuan_image_guided_early() -> Any:
+    """Guidance ends in mid-run, and with it the second call."""
+    guider = ClassifierFreeGuidance(guidance_scale=3.0, stop=0.6)
+    return hunyuan_image_pipeline(guider=guider, text_embed_2_dim=FEATURES_2)
+
+
 def hunyuan_image_distilled() -> Any:
     return hunyuan_image_pipeline(
         guidance_embeds=True, use_meanflow=True, text_embed_2_dim=FEATURES_2
@@ -293,6 +315,18 @@ FAMILIES = (
     Family("HunyuanImage", hunyuan_image_pipeline, hunyuan_image_call),
     Family(
         "HunyuanImage", hunyuan_image_guided, hunyuan_image_two_calls, feature="guidance, two texts"
+    ),
+    Family(
+        "HunyuanImage",
+        hunyuan_image_skips_layers,
+        hunyuan_image_two_calls,
+        feature="skip-layer guidance",
+    ),
+    Family(
+        "HunyuanImage",
+        hunyuan_image_guided_early,
+        hunyuan_image_two_calls,
+        feature="truncated guidance",
     ),
     Family("HunyuanImage", hunyuan_image_distilled, hunyuan_image_call, feature="distilled"),
     Family("HunyuanImage", hunyuan_image_refiner, hunyuan_image_refined, feature="refiner"),

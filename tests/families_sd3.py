@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 from diffusers import (
+    SD3MultiControlNetModel,
     StableDiffusion3ControlNetInpaintingPipeline,
     StableDiffusion3ControlNetPipeline,
     StableDiffusion3Img2ImgPipeline,
@@ -29,6 +30,11 @@ def sd3_controlled() -> Any:
     return sd3_kind(StableDiffusion3ControlNetPipeline, controlnet=sd3_controlnet(1))
 
 
+def sd3_several_controlnets() -> Any:
+    both = SD3MultiControlNetModel([sd3_controlnet(1), sd3_controlnet(2)])
+    return sd3_kind(StableDiffusion3ControlNetPipeline, controlnet=both)
+
+
 def sd3_control_inpaint() -> Any:
     return sd3_kind(
         StableDiffusion3ControlNetInpaintingPipeline,
@@ -50,6 +56,27 @@ def sd3_perturbed(kind: Any) -> Any:
 
 def control_call(images: int) -> dict[str, Any]:
     return sd3_call(images, control_image=pictures(images))
+
+
+def several_controls(images: int) -> dict[str, Any]:
+    """The second ControlNet goes before the last steps."""
+    return sd3_call(
+        images,
+        control_image=[pictures(images), pictures(images, seed=2)],
+        controlnet_conditioning_scale=[0.7, 0.5],
+        control_guidance_end=[1.0, 0.7],
+    )
+
+
+def skip_layer_call(images: int) -> dict[str, Any]:
+    """A third call in some of the steps, in which a layer is left out."""
+    return sd3_call(
+        images,
+        skip_guidance_layers=[1],
+        skip_layer_guidance_scale=2.8,
+        skip_layer_guidance_start=0.1,
+        skip_layer_guidance_stop=0.7,
+    )
 
 
 def control_inpaint_call(images: int) -> dict[str, Any]:
@@ -81,11 +108,15 @@ def lumina_call(images: int) -> dict[str, Any]:
     return call
 
 
+sd35_pipeline = functools.partial(sd3_pipeline, dual=True)
+
 SD3 = "Stable Diffusion 3"
 FAMILIES = (
     Family(SD3, sd3_pipeline, sd3_call),
-    Family("Stable Diffusion 3.5", functools.partial(sd3_pipeline, dual=True), sd3_call),
+    Family("Stable Diffusion 3.5", sd35_pipeline, sd3_call),
     Family(SD3, sd3_controlled, control_call, feature="controlnet"),
+    Family(SD3, sd3_several_controlnets, several_controls, feature="several controlnets"),
+    Family("Stable Diffusion 3.5", sd35_pipeline, skip_layer_call, feature="skip-layer guidance"),
     Family(SD3, sd3_control_inpaint, control_inpaint_call, feature="controlnet inpaint"),
     Family(
         SD3,

@@ -11,13 +11,21 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.guiders import (
+    ClassifierFreeGuidance,
+    PerturbedAttentionGuidance,
+    SmoothedEnergyGuidance,
+)
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXVideoCondition
 from PIL import Image, ImageOps
 
 import families_crossed
+import families_joint
+import ras_dit
 from families import distance
 from families_flux import rows
 from family_laws import Family, run, run_sparse
+from pipelines import hooks_of
 from ras_dit import UnsupportedError
 from support_table import family_rows
 
@@ -46,6 +54,7 @@ OFF: dict[str, Any] = {
     "cfg_truncation": 1.0,
     "controlnet_conditioning_scale": 0.0,
     "pag_scale": 0.0,
+    "skip_guidance_layers": None,
     "true_cfg_scale": 1.0,
 }
 # Rows whose feature is in an argument that most rows have.
@@ -53,6 +62,15 @@ OTHERWISE: dict[str, dict[str, Any]] = {
     "HunyuanImage distilled": {"distilled_guidance_scale": 1.0},
     "HunyuanImage guidance, two texts": {"negative_prompt_embeds_2": rows(1, 5, 12, salt=9)},
     "PRX guidance": {"guidance_scale": 1.0},
+}
+# Rows whose guidance is a part of the pipeline, and another one in its place.
+GUIDERS = {
+    "HunyuanImage skip-layer guidance": ClassifierFreeGuidance(guidance_scale=3.0),
+    "HunyuanImage truncated guidance": ClassifierFreeGuidance(guidance_scale=3.0),
+}
+GUIDED_LAYERS: dict[Any, str] = {
+    PerturbedAttentionGuidance: "perturbed_guidance_layers",
+    SmoothedEnergyGuidance: "seg_guidance_layers",
 }
 # Features of a model or of a prompt, which no argument of the call takes away.
 PLAIN = {
@@ -91,7 +109,11 @@ def changes(family: Family, pipe: Any, call: dict[str, Any]) -> dict[str, dict[s
     switched = {name for name, value in OFF.items() if call.get(name, value) != value}
     # By default these are on wherever there are any.
     switched |= {"pag_scale", "controlnet_conditioning_scale"} & parameters.keys()
-    found |= {name: {name: OFF[name]} for name in sorted(switched)}
+    for name in sorted(switched):
+        # Of several ControlNets the last one is taken away.
+        value = call.get(name)
+        several = name.startswith("controlnet") and isinstance(value, list)
+        found[name] = {name: [*value[:-1], OFF[name]] if several else OFF[name]}
     return found | {name: {name: value} for name, value in OTHERWISE.get(str(family), {}).items()}
 
 
@@ -107,9 +129,12 @@ def test_what_a_call_gives_matters(family: Family) -> None:
     pipe = family.build()
     latents = run(pipe, short_call(family))
     found = changes(family, pipe, short_call(family))
-    assert found
+    assert found or str(family) in GUIDERS
     for name, change in found.items():
         assert distance(latents, run(pipe, short_call(family) | change)) > 1e-2, name
+    if str(family) in GUIDERS:
+        pipe.guider = GUIDERS[str(family)]
+        assert distance(latents, run(pipe, short_call(family))) > 1e-2
 
 
 def test_positions_of_several_images_under_perturbed_attention_are_refused() -> None:
@@ -121,3 +146,11 @@ def test_positions_of_several_images_under_perturbed_attention_are_refused() -> 
     with pytest.raises(UnsupportedError, match="make one image at a time"):
         run_sparse(pipe, family.call(2))
     assert distance(run(pipe, family.call(2)), stock) == 0
+
+
+@pytest.mark.parametrize("kind", [PerturbedAttentionGuidance, SmoothedEnergyGuidance])
+def test_guiders_that_change_attention_are_refused(kind: Any) -> None:
+    pipe = families_joint.hunyuan_image_pipeline(guider=kind(**{GUIDED_LAYERS[kind]: [0]}))
+    with pytest.raises(UnsupportedError, match=f"pipe.guider={kind.__name__}"):
+        ras_dit.enable(pipe)
+    assert hooks_of(pipe.transformer) == 0

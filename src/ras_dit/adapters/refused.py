@@ -127,6 +127,17 @@ PIPELINES: Mapping[str, str] = MappingProxyType(
     }
 )
 
+# A pipeline's guider that changes attention itself.
+GUIDERS: Mapping[str, str] = MappingProxyType(
+    {
+        "PerturbedAttentionGuidance": (
+            "it lets attention answer with the values alone, all of them, where a sparse step asks "
+            "for some"
+        ),
+        "SmoothedEnergyGuidance": "it blurs the queries of neighbouring tokens",
+    }
+)
+
 
 def check_pipeline(pipe: Any) -> None:
     """Refuse a pipeline that RAS cannot follow.
@@ -138,3 +149,10 @@ def check_pipeline(pipe: Any) -> None:
         reason = PIPELINES.get(kind.__name__)
         if reason is not None:
             raise UnsupportedError(f"RAS does not work on {kind.__name__}: {reason}")
+    for name in ("guider", "ocr_guider"):
+        guider = type(getattr(pipe, name, None)).__name__
+        if guider in GUIDERS:
+            raise UnsupportedError(
+                f"RAS does not work with pipe.{name}={guider}: {GUIDERS[guider]}; use another "
+                "guider, such as ClassifierFreeGuidance or SkipLayerGuidance of whole blocks"
+            )
