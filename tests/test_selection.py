@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import Any
 
 import pytest
 import torch
 
 import ras_dit
+from ras_dit.chooser import Chooser
+from ras_dit.config import RASConfig
 from ras_dit.selection import (
+    METRIC_FUNCTIONS,
     choose,
     count_drops,
     l2_score,
@@ -145,3 +150,23 @@ def test_drops_since_the_refresh_start_again() -> None:
     for active in ([[0, 1]], [[0, 2]], [[1, 2]]):
         drops = count_drops(drops, torch.tensor(active), "since_refresh")
     assert drops.tolist() == [[1, 0, 0, 3]]
+
+
+@pytest.mark.parametrize("metric", ["std", "l2"])
+@pytest.mark.parametrize("shape", [(2, 16, 6, 10), (2, 15, 64), (2, 4, 3, 6, 10), (2, 3, 4, 6, 10)])
+def test_scores_by_pixel_are_those_by_token(metric: Any, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    noise = torch.randn(shape) * 2 + 3
+    frames_first = shape[1] == 3 and len(shape) == 5
+    patch = 2 if len(shape) < 5 else (1, 2, 2)
+    sort = functools.partial(by_token, patch=patch, frames_first=frames_first)
+    expected = METRIC_FUNCTIONS[metric](sort(noise))
+    chooser = Chooser(
+        RASConfig(metric=metric),
+        sort,
+        num_tokens=expected.shape[1],
+        num_steps=9,
+        sigmas=None,
+        frames_first=frames_first,
+    )
+    torch.testing.assert_close(chooser._score(noise), expected, atol=1e-6, rtol=1e-6)

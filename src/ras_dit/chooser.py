@@ -17,12 +17,14 @@ from ras_dit.public_code import PublicCode
 from ras_dit.schedule import StepPlan, selective_window
 from ras_dit.selection import (
     METRIC_FUNCTIONS,
+    PIXEL_FUNCTIONS,
     choose,
     choose_as_public_code,
     count_drops,
     overdue_first,
     priority,
 )
+from ras_dit.tokens import channel_dim
 
 
 class Chooser:
@@ -31,6 +33,7 @@ class Chooser:
     Args:
         config: The configuration.
         by_token: Sorts the guided noise prediction by token, ``[B, N, P, C]``.
+        frames_first: Whether it has frames before channels.
         num_tokens: Image tokens N of one picture.
         num_steps: Steps of the run.
         sigmas: Noise levels of those steps and the last one, where there are any.
@@ -44,9 +47,11 @@ class Chooser:
         num_tokens: int,
         num_steps: int,
         sigmas: torch.Tensor | None,
+        frames_first: bool = False,
     ) -> None:
         self._config = config
         self._by_token = by_token
+        self._frames_first = frames_first
         self._num_tokens = num_tokens
         self._num_steps = num_steps
         self._sigmas = sigmas
@@ -111,15 +116,16 @@ class Chooser:
         return ranks
 
     def _score(self, noise_pred: torch.Tensor) -> torch.Tensor:
+        metric = self._config.metric
+        if isinstance(metric, str) and metric in PIXEL_FUNCTIONS:
+            return self._pixel_score(PIXEL_FUNCTIONS[metric], noise_pred.float())
         noise = self._by_token(noise_pred.float())
         expected = tuple(noise.shape[:2])
-        metric = self._config.metric
-        if metric == "random":
+        if not callable(metric):
             if self._generator is None:
                 self._generator = torch.Generator(noise_pred.device).manual_seed(self._config.seed)
             return torch.rand(expected, generator=self._generator, device=noise_pred.device)
-        function = metric if callable(metric) else METRIC_FUNCTIONS[metric]
-        score = function(noise)
+        score = metric(noise)
         if tuple(getattr(score, "shape", ())) != expected:
             got = tuple(getattr(score, "shape", ())) or type(score).__name__
             raise RASError(
@@ -127,6 +133,14 @@ class Chooser:
                 f"of shape {expected} (images, tokens)"
             )
         return score.float()
+
+    def _pixel_score(
+        self, function: Callable[[torch.Tensor, int], torch.Tensor], noise: torch.Tensor
+    ) -> torch.Tensor:
+        if noise.ndim == 3:  # packed: sorted by token already, channels before pixels
+            return function(self._by_token(noise).transpose(2, 3), 2).mean(dim=(2, 3))
+        pixels = function(noise, channel_dim(noise, frames_first=self._frames_first))
+        return self._by_token(pixels).mean(dim=(2, 3))
 
     def _as_public_code(
         self, public: PublicCode, noise_pred: torch.Tensor, plan: StepPlan

@@ -187,6 +187,7 @@ class Engine:
                 frames_first=description.frames_first,
             ),
             self.replay,
+            frames_first=description.frames_first,
             record=self.record,
             buffers=self._buffers,
         )

@@ -40,12 +40,31 @@ def l2_score(noise: torch.Tensor) -> torch.Tensor:
     return norms.mean(dim=-1)
 
 
+def pixel_std(noise: torch.Tensor, dim: int) -> torch.Tensor:
+    """Standard deviation over channels of each latent pixel, ``dim`` kept with size 1.
+
+    In two passes of plain sums: many times faster on a CPU than ``torch.std``, as exact.
+    """
+    centred = noise - noise.mean(dim, keepdim=True)
+    return pixel_norm(centred, dim).mul_((noise.shape[dim] - 1) ** -0.5)
+
+
+def pixel_norm(noise: torch.Tensor, dim: int) -> torch.Tensor:
+    """Norm over channels of each latent pixel, ``dim`` kept with size 1."""
+    return noise.square().sum(dim, keepdim=True).sqrt_()
+
+
 # More than logarithms of float32 scores and a run's drops can make up for.
 _OVERDUE = 1e4
 
 METRIC_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "std": std_score,
     "l2": l2_score,
+}
+# The same by pixel, so that only one number per pixel has to be sorted by token.
+PIXEL_FUNCTIONS: dict[str, Callable[[torch.Tensor, int], torch.Tensor]] = {
+    "std": pixel_std,
+    "l2": pixel_norm,
 }
 
 

@@ -81,6 +81,7 @@ class Session:
         shape: What is known of the run.
         by_token: Sorts the guided noise prediction by token, ``[B, N, P, C]``.
         replay: A recorded run whose active tokens are taken over.
+        frames_first: Whether that prediction has frames before channels.
         record: Whether to keep the noise and the latents of every step.
         buffers: Memory that outlives the run, for ``static_cache``.
 
@@ -96,6 +97,7 @@ class Session:
         by_token: Callable[[torch.Tensor], torch.Tensor],
         replay: Trace | None = None,
         *,
+        frames_first: bool = False,
         record: bool = False,
         buffers: Buffers | None = None,
     ) -> None:
@@ -118,6 +120,7 @@ class Session:
             num_tokens=shape.grid.num_tokens,
             num_steps=len(self.plans),
             sigmas=shape.sigmas,
+            frames_first=frames_first,
         )
         self._index = 0
         self._branches: dict[tuple[int, int], BranchCache] = {}

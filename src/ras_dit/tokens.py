@@ -98,6 +98,11 @@ def by_token(
     return by_row.reshape(batch, f * h * w, frames * height * width, channels)
 
 
+def channel_dim(latents: torch.Tensor, *, frames_first: bool = False) -> int:
+    """The dimension of latents that holds their channels, among others where they are packed."""
+    return 2 if latents.ndim == 3 or frames_first else 1
+
+
 def own_by_token(
     latents: torch.Tensor, layout: TokenLayout, patch: int | Patch, *, frames_first: bool = False
 ) -> torch.Tensor:
