@@ -43,10 +43,6 @@ TRANSFORMERS: Mapping[str, str] = MappingProxyType(
             "it packs the history of a video in front of the frames that are made and cuts it off "
             "by its place behind the blocks; not described yet"
         ),
-        "HunyuanVideo15Transformer3DModel": (
-            "it sorts two texts and a picture into one sequence, each with an embedding of its "
-            "own; not described yet"
-        ),
         "LatteTransformer3DModel": (
             "its blocks attend within one frame and along one place in turn, with the video in "
             "another form each time, so active tokens alone make no sequence"
