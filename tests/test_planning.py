@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import pytest
 import torch
 
 import ras_dit
+from family_laws import SPARSE, Family, run_sparse
 from pipelines import TEXT_TOKENS, sd3_inputs, sd3_pipeline
-from ras_dit import RASConfig, RASError
+from ras_dit import RASConfig, RASError, UnsupportedError
 from ras_dit.adapters.work import sd3_work
 from ras_dit.cost import trace_cost
-from ras_dit.outline import read_outline
+from ras_dit.engine import denoisers
+from ras_dit.outline import outline_of, read_outline
 from ras_dit.planning import PlanTable, plan_table
 from ras_dit.tokens import TokenGrid
 
@@ -143,3 +148,119 @@ def test_dtypes_set_the_size_of_caches() -> None:
         for dtype in (torch.float32, torch.bfloat16)
     }
     assert sizes[torch.float32] == 2 * sizes[torch.bfloat16]
+
+
+MODULES = sorted(path.stem for path in Path(__file__).parent.glob("families_*.py"))
+# Their runs cannot be planned from a size, or the size of their tests is not one of theirs.
+UNPLANNED = ("VisualCloze", "Qwen-Image-Layered", "Flux.1 Kontext", "HiDream")
+FAMILIES: list[Family] = [
+    family
+    for name in MODULES
+    for family in importlib.import_module(name).FAMILIES
+    if (family.is_main or family.feature == "image-to-video") and family.name not in UNPLANNED
+]
+# Latent frames of pictures that are given in the call, which no plan can know.
+GIVEN_FRAMES = {"Wan 2.1 VACE": 1}
+
+
+def written(pipe: Any, folder: Path) -> Path:
+    """The configuration files of a pipeline, without its weights."""
+    pipe.save_config(folder)
+    for name in ("transformer", "vae", "scheduler"):
+        part = getattr(pipe, name, None)
+        if part is not None:
+            part.save_config(folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_every_family_does_what_its_plan_says(family: Family, tmp_path: Path) -> None:
+    """Tokens, active tokens, FLOPs and bytes, from the pipeline and from its files alone."""
+    pipe, call = family.build(), family.call(1)
+    outline = outline_of(pipe)
+    frames = call.get("num_frames") or call.get("segment_frame_length")
+    as_asked = call.get("use_resolution_binning") is False
+    size = call.get("height") and (call["width"], call["height"], frames)
+    layout = outline.layout(*(size or ()), as_asked=as_asked)
+    _, trace = run_sparse(pipe, call)
+    assert layout.grid.shape[-2:] == trace.grid.shape[-2:]
+    assert layout.grid.frames + GIVEN_FRAMES.get(family.name, 0) == trace.grid.frames
+    assert layout.num_references == trace.num_references
+    batch = sum(made.batch for made in trace.steps[0].calls)
+    table = plan_table(
+        outline.work,
+        RASConfig(**SPARSE),
+        outline.num_evaluations(call["num_inference_steps"]),
+        trace.grid,
+        num_text_tokens=trace.num_text_tokens,
+        branches=batch,
+        num_references=layout.num_references,
+    )
+    counts = [row.num_active for row in table.rows for _ in range(row.first, row.last + 1)]
+    assert counts == [step.num_active for step in trace.steps]
+    # Two transformers in turn fill their caches once each, which a plan does not foresee.
+    if len(denoisers(pipe)) == 1:
+        assert table.cost == trace_cost(outline.work, trace)
+    if family.caches_by_formula:
+        assert table.cache_bytes == trace.cache_bytes
+    vae = type(getattr(pipe, "vae", None)).__name__
+    if hasattr(diffusers, vae):  # others of the tests cannot be read from files
+        read = read_outline(written(pipe, tmp_path))
+        assert read.layout(*(size or ()), as_asked=as_asked) == layout
+        assert (read.work, read.branches) == (outline.work, outline.branches)
+        assert read.num_inference_steps == outline.num_inference_steps
+
+
+@pytest.mark.parametrize("module", ["families_joint", "families_flux_kin", "families_wan"])
+def test_a_size_between_tokens_is_refused(module: str) -> None:
+    """The nearest sizes are offered, and are taken."""
+    for row in importlib.import_module(module).FAMILIES:
+        sizes = outline_of(row.build()).sizes
+        side, frames = sizes.multiple, sizes.frames_per_latent and 1 + sizes.frames_per_latent
+        with pytest.raises(RASError, match=f"use {4 * side} or {5 * side}$"):
+            sizes.size(5 * side - 1, 4 * side, frames)
+        if sizes.replaced is None:
+            assert sizes.size(5 * side, 4 * side, frames).height == 4 * side
+
+
+def test_pipelines_that_choose_their_area() -> None:
+    """What HiDream makes of a size is refused with the size that it makes, and that one is run."""
+    from families_joint import FAMILIES as JOINT
+
+    family = next(row for row in JOINT if row.name == "HiDream")
+    pipe, call = family.build(), family.call(1)
+    pipe.default_sample_size = 12
+    sizes = outline_of(pipe).sizes
+    assert (sizes.own.width, sizes.own.height) == (12 * sizes.pixels, 12 * sizes.pixels)
+    with pytest.raises(RASError, match=f"instead of {sizes.multiple * 4}x{sizes.multiple * 2}"):
+        sizes.size(sizes.multiple * 4, sizes.multiple * 2)
+    assert sizes.replaced is not None
+    width, height = sizes.replaced(sizes.multiple * 4, sizes.multiple * 2)
+    size = sizes.size(width, height)
+    _, trace = run_sparse(pipe, call | {"width": width, "height": height})
+    assert sizes.grid(size) == trace.grid
+
+
+def test_runs_that_no_size_describes_are_refused() -> None:
+    from families_visualcloze import FAMILIES as CLOZE
+
+    with pytest.raises(UnsupportedError, match="pictures of the call"):
+        outline_of(CLOZE[0].build())
+
+
+def test_a_published_model_is_planned_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(*_: Any) -> str:
+        raise AssertionError("a published model needs no file")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    outline = read_outline("Flux.1-schnell")
+    table = plan_table(
+        outline.work,
+        RASConfig(sample_ratio=0.5),
+        outline.num_evaluations(outline.num_inference_steps),
+        outline.grid(),
+        num_text_tokens=outline.num_text_tokens,
+        branches=outline.branches,
+    )
+    assert (table.num_steps, table.grid.shape, table.branches) == (4, (64, 64), 1)
+    assert f"{table.cost.ras:.4g} of {table.cost.dense:.4g}" in dict(table.facts()).values()

@@ -207,7 +207,7 @@ def outline_of(pipeline: Any) -> ModelOutline:
     clip_rows = _CLIP_ROWS if tokenizer is None else int(tokenizer.model_max_length)
     known = _known_class(pipeline)
     _check_planned(known)
-    settings = {"default_sample_size": getattr(pipeline, "default_sample_size", None)}
+    settings = {"default_sample_size": vars(pipeline).get("default_sample_size")}
     return _outline(
         type(pipeline).__name__,
         {**settings, **pipeline.config, "_class_name": known},
