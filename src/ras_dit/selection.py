@@ -46,7 +46,8 @@ def pixel_std(noise: torch.Tensor, dim: int) -> torch.Tensor:
     In two passes of plain sums: many times faster on a CPU than ``torch.std``, as exact.
     """
     centred = noise - noise.mean(dim, keepdim=True)
-    return pixel_norm(centred, dim).mul_((noise.shape[dim] - 1) ** -0.5)
+    squares = centred.square_().sum(dim, keepdim=True)
+    return squares.mul_(1 / (noise.shape[dim] - 1)).sqrt_()
 
 
 def pixel_norm(noise: torch.Tensor, dim: int) -> torch.Tensor:
