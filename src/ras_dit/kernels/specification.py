@@ -50,7 +50,8 @@ def linear_scatter(
         rows: int64 ``[B, A]``, each 0 to S - 1, none twice for one ``b``.
     """
     fresh = F.linear(x.float(), weight.float(), None if bias is None else bias.float())
-    _write(cache, fresh.view(*x.shape[:2], -1, cache.shape[-1]), rows)
+    width = cache.shape[-1]
+    _write(cache, fresh.view(*x.shape[:2], weight.shape[0] // width, width), rows)
 
 
 def norm_rope_scatter(

@@ -53,7 +53,7 @@ def _state(
     if description.fused is None:
         return f"there is no kernel for {description.family}"
     if compiled:
-        return "the transformer is compiled, and the compiler makes kernels of its own"
+        return "the transformer is compiled, and the compiler makes its own kernels"
     fused = fused_processor(description.fused)
     processor = stock(module.processor)
     if not fused.fits(processor):
