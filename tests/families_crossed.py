@@ -7,6 +7,8 @@ import warnings
 from typing import Any
 
 from diffusers import (
+    AllegroPipeline,
+    AllegroTransformer3DModel,
     DDIMScheduler,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -191,6 +193,36 @@ def prx_pixel_pipeline() -> Any:
     )
 
 
+def allegro_pipeline() -> Any:
+    transformer = AllegroTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=18,
+        num_layers=2,
+        cross_attention_dim=36,
+        caption_channels=FEATURES,
+        sample_height=8,
+        sample_width=8,
+        sample_frames=3,
+    )
+    near_one(transformer)
+    return quiet(
+        AllegroPipeline(
+            tokenizer=None,
+            text_encoder=None,
+            vae=None,
+            transformer=transformer,
+            scheduler=DDIMScheduler(beta_end=0.005, clip_sample=False),
+        )
+    )
+
+
+def allegro_call(images: int) -> dict[str, Any]:
+    """3 frames of 3 x 5 tokens, 16 pixels wide."""
+    call = pixart_call(images) | {"height": 48, "width": 80, "num_frames": 12}
+    del call["use_resolution_binning"]
+    return call
+
+
 def prx_guided(images: int) -> dict[str, Any]:
     call = pixart_call(images) | {"height": 24, "width": 40}
     del call["negative_prompt"]
@@ -242,6 +274,14 @@ FAMILIES = (
         hunyuan_dit_call,
         feature="perturbed attention",
         batched=False,
+    ),
+    Family(
+        "Allegro",
+        allegro_pipeline,
+        allegro_call,
+        feature="text-to-video",
+        main=True,
+        wrong=OTHER_ATTENTION,
     ),
     # One row of the model batch, so that the conditioning is counted as it is computed.
     Family("PRX", prx_pipeline, prx_call, images=1),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -241,8 +242,9 @@ class TransformerHooks:
     def _gather(self, argument: TokenArgument, value: Any) -> Any:
         if isinstance(value, tuple | list):
             members = argument.members or range(len(value))
+            whole = replace(argument, members=None)  # all that is in a member
             rows = [
-                self._gather(argument, item) if place in members else item
+                self._gather(whole, item) if place in members else item
                 for place, item in enumerate(value)
             ]
             return type(value)(rows)

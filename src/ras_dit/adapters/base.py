@@ -75,7 +75,8 @@ class TokenArgument:
         dim: Dimension along which the tokens lie: the image tokens, or the whole sequence with
             the text in the model's own order. Dimension 0 is that of the model batch, or 1 where
             all rows share one table; with ``dim=0`` there is no batch dimension.
-        members: Which members of a tuple have token rows; all of them where not given.
+        members: Which members of a tuple have token rows, with all that is in them; all members
+            where not given.
         ndim: Only a tensor with so many dimensions has token rows. For arguments that come in
             two forms, one per token and one for all of them.
         broadcast: With ``dim=0``: the model lines the table up with ``[B, tokens, ...]`` by plain

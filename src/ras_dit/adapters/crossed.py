@@ -1,4 +1,4 @@
-"""Image transformers that attend to the image alone, and to the text by cross attention."""
+"""Transformers that attend to the image alone, and to the text by cross attention."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ras_dit.adapters.base import TokenArgument, TransformerDescription, Work
-from ras_dit.adapters.layouts import latent_layout
+from ras_dit.adapters.layouts import cubic_patch, latent_layout, video_layout
 from ras_dit.adapters.work import FEED_FORWARD, TIMESTEP_CHANNELS
 from ras_dit.tokens import TokenLayout
 
@@ -38,6 +38,11 @@ def pixart_work(config: Mapping[str, Any]) -> Work:
         image_kv=2 * layers * width,
         output=output,
     )
+
+
+def allegro_work(config: Mapping[str, Any]) -> Work:
+    """Allegro, from ``AllegroTransformer3DModel.config``: the blocks of PixArt on a video."""
+    return pixart_work({**config, "use_additional_conditions": False})
 
 
 def hunyuan_dit_work(config: Mapping[str, Any]) -> Work:
@@ -127,6 +132,19 @@ TRANSFORMERS: tuple[TransformerDescription, ...] = (
         token_order="image_first",
         output="proj_out",
         work=pixart_work,
+    ),
+    TransformerDescription(
+        transformer="AllegroTransformer3DModel",
+        family="Allegro",
+        blocks=("transformer_blocks",),
+        attention=("attn1",),
+        token_order="image_first",
+        output="proj_out",
+        work=allegro_work,
+        # Tables by place in a frame or in time, and of each token its places.
+        token_arguments=(TokenArgument("image_rotary_emb", dim=1, members=(1,)),),
+        layout=video_layout,
+        patch=cubic_patch,
     ),
     TransformerDescription(
         transformer="HunyuanDiT2DModel",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ras_dit.adapters.base import TEXT_STREAM, TokenArgument, TransformerDescription, Work
@@ -22,6 +23,15 @@ def flux_work(config: Mapping[str, Any]) -> Work:
 def longcat_work(config: Mapping[str, Any]) -> Work:
     """LongCat-Image, whose configuration names a pooled text that the model does not have."""
     return flux_work({**config, "pooled_projection_dim": None})
+
+
+def fibo_work(config: Mapping[str, Any]) -> Work:
+    """Bria Fibo, where every block gets the text of another layer of the encoder as well."""
+    layers: int = config["num_layers"] + config["num_single_layers"]
+    width: int = config["num_attention_heads"] * config["attention_head_dim"]
+    projected = 2 * layers * config["text_encoder_dim"] * (width // 2)
+    work = flux_work({**config, "pooled_projection_dim": None})
+    return replace(work, per_text_token=work.per_text_token + projected)
 
 
 def gated_flux_work(config: Mapping[str, Any]) -> Work:
@@ -147,5 +157,7 @@ TRANSFORMERS: tuple[TransformerDescription, ...] = (
     _flux_like("Flux2Transformer2DModel", "Flux.2", flux2_work, text_arguments=None),
     _flux_like("LongCatImageTransformer2DModel", "LongCat-Image", longcat_work),
     _flux_like("OvisImageTransformer2DModel", "Ovis-Image", gated_flux_work),
+    # Each block is given the text of a layer anew, in one width with what became of it.
+    _flux_like("BriaFiboTransformer2DModel", "Bria Fibo", fibo_work, text_arguments=None),
     _flux_like("BriaTransformer2DModel", "Bria 3", flux_work, residuals=_RESIDUALS),
 )

@@ -33,9 +33,7 @@ TRANSFORMERS: Mapping[str, str] = MappingProxyType(
             "it attends piece by piece to text and given pictures and keeps their keys and values "
             "itself, which RAS cannot follow"
         ),
-        "BriaFiboTransformer2DModel": "it is not described yet",
         "BriaFibo2Transformer2DModel": "it is not described yet",
-        "Krea2Transformer2DModel": "it is not described yet",
         "ErnieImageTransformer2DModel": "it is not described yet",
         "JoyImageEditTransformer3DModel": "it is not described yet",
         "JoyImageEditPlusTransformer3DModel": "it is not described yet",
@@ -52,7 +50,6 @@ TRANSFORMERS: Mapping[str, str] = MappingProxyType(
         ),
         "CosmosTransformer3DModel": "it is not described yet",
         "Cosmos3OmniTransformer": "it is not described yet",
-        "AllegroTransformer3DModel": "it is not described yet",
         "EasyAnimateTransformer3DModel": "it is not described yet",
         "HeliosTransformer3DModel": "it is not described yet",
         "AnyFlowTransformer3DModel": "it is not described yet",
