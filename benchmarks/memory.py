@@ -119,26 +119,7 @@ def page(rows: Sequence[Footprint]) -> str:
     """The page of the docs."""
     pictures = [row for row in rows if not row.model.is_video]
     videos = [row for row in rows if row.model.is_video]
-    heavy = [row for row in rows if row.weights > SMALL]
-    rest = [row for row in rows if row.weights <= SMALL]
-    follows = (
-        "Weights and caches of one picture or video do not fit in 80 GB together for "
-        f"{_over(rows, LARGE)}; with int8 caches, for {_over(rows, LARGE, packed=True)}.",
-        f"Weights alone take more than 24 GB for {_names(heavy)}. Beside the weights, the caches "
-        f"do not fit in 24 GB either for {_over(rest, SMALL)}; with int8 caches, for "
-        f"{_over(rest, SMALL, packed=True)}.",
-        "Where they do not fit: `offload_cache=True` keeps keys and values in CPU memory, fewer "
-        "frames and smaller sizes shrink them in proportion, and a call without guidance has one "
-        "branch instead of two. Weights of two transformers that work in turn (Wan2.2 A14B) need "
-        "not be on the card together.",
-        "Other sizes: `ras-dit plan --model SD3.5-large --size 768x768 --dtype bfloat16`.",
-    )
-    points = "\n".join(
-        textwrap.fill(
-            point, 100, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
-        )
-        for point in follows
-    )
+    points = _points(rows)
     return f"""# Memory
 
 Region-adaptive sampling keeps the keys and values of every layer, and the last output, for each
@@ -166,6 +147,39 @@ weights and caches together as a share of a card with 80 or 24 GB.
 
 {points}
 """
+
+
+def _points(rows: Sequence[Footprint]) -> str:
+    rest = [row for row in rows if row.weights <= SMALL]
+    heavy = _names(row for row in rows if row.weights > SMALL)
+    paragraphs = f"""\
+Weights and caches of one picture or video do not fit in 80 GB together for {_over(rows, LARGE)};
+with int8 caches, for {_over(rows, LARGE, packed=True)}.
+
+Weights alone take more than 24 GB for {heavy}.
+Beside the weights, the caches do not fit in 24 GB either for {_over(rest, SMALL)};
+with int8 caches, for {_over(rest, SMALL, packed=True)}.
+
+Where they do not fit: `offload_cache=True` keeps keys and values in CPU memory, fewer frames and
+smaller sizes shrink them in proportion, and a call without guidance has one branch instead of two.
+Weights of two transformers that work in turn (Wan2.2 A14B) need not be on the card together.
+
+Other sizes: `ras-dit plan --model SD3.5-large --size 768x768 --dtype bfloat16`."""
+    return bullets(paragraphs)
+
+
+def bullets(paragraphs: str) -> str:
+    """Paragraphs as the points of a list, in lines of at most 100 letters."""
+    return "\n".join(
+        textwrap.fill(
+            " ".join(paragraph.split()),
+            100,
+            initial_indent="- ",
+            subsequent_indent="  ",
+            break_on_hyphens=False,
+        )
+        for paragraph in paragraphs.split("\n\n")
+    )
 
 
 def _table(rows: Iterable[Footprint]) -> str:
