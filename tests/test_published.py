@@ -11,6 +11,7 @@ import torch
 
 from ras_dit import RASConfig, RASError
 from ras_dit.adapters import DESCRIPTIONS
+from ras_dit.cli import main
 from ras_dit.cost import cache_bytes, packed_bytes
 from ras_dit.outline import outline_of_published, read_outline
 from ras_dit.planning import plan_table
@@ -192,3 +193,37 @@ def test_pipelines_with_sizes_of_their_own_are_counted_at_those() -> None:
         "PixArt-alpha-XL-1024"
     ).grid(1408, 704)
     assert read_outline("HunyuanDiT-v1.2").grid(500, 500).shape == (64, 64)
+
+
+def test_the_program_plans_published_models(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "plan --model wan2.1-t2v-1.3b --frames 33 --size 480x832 --steps 20 --dtype bfloat16"
+    assert main(words.split()) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert f"{9 * 52 * 30} (9 x 52 x 30)" in said.out
+    assert "guidance on, bfloat16" in said.out
+    assert "caches per video" in said.out
+    assert main("plan --model wan2.1-t2v-1.3b --guidance 1".split()) == 0
+    said = capsys.readouterr()
+    assert "guidance off" in said.out
+    # The model's own number of steps.
+    assert "of 50" in said.out
+
+
+BAD_PLANS = {
+    "--model Wan2.1-T2V-14B --frames 80": "use 77 or 81",
+    "--model SD3-medium --frames 9": "makes pictures",
+    "--model SD3-medium --frames 0": "'--frames'",
+    "--model FLUX.1-dev --size 1000x1000": "no multiple of 16",
+    "--model FLUX.9-dev": "near: FLUX.1-dev",
+}
+
+
+@pytest.mark.parametrize("words", BAD_PLANS)
+def test_bad_plans_of_published_models_are_one_line(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *words.split()]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert BAD_PLANS[words] in said.err

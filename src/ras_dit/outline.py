@@ -27,6 +27,7 @@ _UNPLANNED: Mapping[str, str] = {
     "VisualClozeGenerationPipeline": _BY_PICTURES,
     "QwenImageLayeredPipeline": _BY_PICTURES,
     "Flux2KleinInpaintPipeline": _BY_PICTURES,
+    "HunyuanVideo15ImageToVideoPipeline": _BY_PICTURES,
     "LTXI2VLongMultiPromptPipeline": "it makes a video in windows, one after the other",
 }
 
@@ -36,6 +37,7 @@ _COMPRESSION: Mapping[str, tuple[int, int]] = {
     "MochiPipeline": (8, 6),
     "LuminaPipeline": (8, 1),
     "Lumina2Pipeline": (8, 1),
+    "BriaFiboPipeline": (8, 1),
 }
 _SPACE = (
     "vae_scale_factor_spatial",
@@ -324,7 +326,7 @@ def _own_compression(name: str, pipeline: Any) -> tuple[int, int]:
     times = [getattr(pipeline, attribute, None) for attribute in _TIME]
     space, time = int(next(filter(None, spaces), 8)), int(next(filter(None, times), 1))
     # Bria counts the patch of a token in.
-    return space // (2 if name == "BriaPipeline" else 1), time
+    return space // (2 if name.startswith("Bria") else 1), time
 
 
 def _clip_rows(place: str, index: Mapping[str, Any]) -> int:

@@ -48,6 +48,7 @@ class SizeRule:
         replaced: The width and height that the pipeline makes instead of those that it is given.
         resized: Whether its pictures get the size that was asked for all the same.
         added_frames: Latent frames that the pipeline puts in front of the video.
+        by_multiples: Whether frames may be a multiple of ``frames_per_latent``, too.
     """
 
     pipeline: str
@@ -60,6 +61,7 @@ class SizeRule:
     replaced: Callable[[int, int], tuple[int, int]] | None = None
     resized: bool = False
     added_frames: int = 0
+    by_multiples: bool = False
 
     @property
     def is_video(self) -> bool:
@@ -100,7 +102,8 @@ class SizeRule:
         if self.replaced is not None and not as_asked:
             width, height = self.replaced(width, height)
         frames, rows, columns = self.patch
-        latent_frames = 1 + (size.frames - 1) // (self.frames_per_latent or 1) + self.added_frames
+        step = self.frames_per_latent or 1
+        latent_frames = 1 + (size.frames - 1) // step + self.added_frames
         return TokenGrid(
             max(1, height // (self.pixels * rows)),
             max(1, width // (self.pixels * columns)),
@@ -135,7 +138,7 @@ class SizeRule:
                 else f"frames={frames}; expected at least 1"
             )
         step = self.frames_per_latent
-        if (count - 1) % step:
+        if (count - 1) % step and not (self.by_multiples and count % step == 0):
             below = (count - 1) // step * step + 1
             raise RASError(
                 f"frames={count} is not one more than a multiple of {step}, the frames of this "
@@ -189,6 +192,7 @@ def size_rule(
         resized=replaced is not None and not pipeline.startswith(_OWN_AREA),
         # The picture that is animated.
         added_frames=int(pipeline == "WanAnimatePipeline"),
+        by_multiples=pipeline == "AllegroPipeline",
     )
 
 
@@ -208,6 +212,7 @@ _FIXED: Mapping[str, int] = {
     **dict.fromkeys(
         (
             "CogView3PlusTransformer2DModel",
+            "AllegroTransformer3DModel",
             "CogVideoXTransformer3DModel",
             "MochiTransformer3DModel",
         ),
@@ -223,6 +228,7 @@ _FACTORS: Mapping[str, int] = {
 }
 _OWN_AREA = ("HiDreamImage", "FluxKontext")
 _PIXART_BINS = ("PixArtAlphaPipeline", "PixArtSigmaPipeline", "PixArtSigmaPAGPipeline")
+_ALLEGRO_FRAMES = 4
 _PRX_SIZES: Mapping[str, int] = {"PRXPipeline": 512, "PRXPixelPipeline": 1024}
 
 
@@ -245,14 +251,28 @@ def _own_size(
         frames = frames or config["sample_frames"]
     elif pipeline.startswith("ZImage"):
         width = height = 1024
+    elif pipeline == "AllegroPipeline":
+        width, height = config["sample_width"] * pixels, config["sample_height"] * pixels
+        frames = config["sample_frames"] * _ALLEGRO_FRAMES
+    elif pipeline == "HunyuanVideo15Pipeline":
+        width, height = _wide_screen(config["target_size"], pixels)
     elif pipeline in _PRX_SIZES:
         width = height = parameters.get("default_sample_size") or _PRX_SIZES[pipeline]
     elif width is None or height is None:
         sample = parameters.get("default_sample_size") or config.get("sample_size")
         default = 64 if pipeline.startswith("HunyuanImage") else 128
-        side = pixels * (2 if pipeline == "BriaPipeline" and sample == 64 else 1)
+        side = pixels * (2 if pipeline.startswith("Bria") and sample == 64 else 1)
         width = height = (sample if isinstance(sample, int | float) else default) * side
     return Size(int(width), int(height), int(frames) if is_video else 1)
+
+
+def _wide_screen(target_size: int, pixels: int) -> tuple[int, int]:
+    """The size of 16 to 9 nearest to an area, as HunyuanVideo 1.5 chooses it."""
+    from diffusers.pipelines.hunyuan_video1_5.image_processor import HunyuanVideo15ImageProcessor
+
+    chooser = HunyuanVideo15ImageProcessor(vae_scale_factor=pixels)
+    height, width = chooser.calculate_default_height_width(9, 16, target_size)
+    return int(width), int(height)
 
 
 def _largest(transformer: str, config: Mapping[str, Any], side: int) -> int | None:

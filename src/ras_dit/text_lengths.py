@@ -10,7 +10,6 @@ from ras_dit.sizes import SizeRule
 from ras_dit.tokens import TokenGrid
 
 _MOST_TEXT_ROWS = 256  # of pipelines that pad a prompt no further than needed
-_AURA_REGISTERS = 8
 _CLIP_PICTURE_ROWS = 257  # what CLIP's vision encoder says of a picture of 224 x 224 pixels
 _LLAVA_PICTURE_ROWS = 576
 _Z_IMAGE_MULTIPLE = 32
@@ -20,10 +19,17 @@ _GIVEN_AREA = 1024**2  # pixels that editing pipelines scale a given picture to
 _OWN_ROWS: Mapping[str, int] = {
     "HunyuanImagePipeline": 1000,
     "HunyuanImageRefinerPipeline": 256,
+    "HunyuanVideo15Pipeline": 1000,
     "LongCatImagePipeline": 512,
     "LongCatImageEditPipeline": 512,
 }
 _HUNYUAN_GLYPH_ROWS = 128
+# Tokens that models put beside the text whatever it is.
+_ADDED: Mapping[str, int] = {
+    "AuraFlowTransformer2DModel": 8,  # registers
+    "OmniGenTransformer2DModel": 1,  # the time
+    "HunyuanVideo15Transformer3DModel": 256 + 729,  # letters and a picture, also without any
+}
 _EDITING = (
     "FluxKontextPipeline",
     "FluxKontextInpaintPipeline",
@@ -34,7 +40,7 @@ _EDITING = (
 )
 # Pipelines whose guidance is an input of the transformer.
 _UNGUIDED = ("Flux", "HunyuanVideo")
-_GUIDED = ("QwenImage", "HunyuanSkyreels")
+_GUIDED = ("QwenImage", "HunyuanSkyreels", "HunyuanVideo15")
 
 
 def own_rows(pipeline: str, parameters: Mapping[str, Any]) -> int:
@@ -56,15 +62,11 @@ def text_tokens(transformer: str, config: Mapping[str, Any], rows: int, grid: To
         rows: Text rows as the pipeline counts them.
         grid: The image tokens, to whose number some models fill the sequence up.
     """
-    count = rows
-    if transformer == "AuraFlowTransformer2DModel":
-        count += _AURA_REGISTERS
-    elif transformer == "HunyuanDiT2DModel":
+    count = rows + _ADDED.get(transformer, 0)
+    if transformer == "HunyuanDiT2DModel":
         count = config["text_len"] + config["text_len_t5"]
     elif transformer == "HunyuanImageTransformer2DModel" and config["text_embed_2_dim"]:
         count += _HUNYUAN_GLYPH_ROWS
-    elif transformer == "OmniGenTransformer2DModel":
-        count += 1  # the time
     elif transformer == "HiDreamImageTransformer2DModel":
         # T5 rows, Llama rows twice, and what fills a picture up to the largest one.
         count *= 3
@@ -113,10 +115,10 @@ def guidance_branches(
         return 1 if parameters.get("is_distilled") else 2
     if pipeline.startswith("HunyuanImage"):
         return 1 if config["guidance_embeds"] else 2
-    if pipeline.startswith(_UNGUIDED):
-        return 1
+    if pipeline.startswith(_GUIDED):
+        return 2
     scale = parameters.get("guidance_scale")
-    guided = pipeline.startswith(_GUIDED) or scale is None or scale > 1
+    guided = not pipeline.startswith(_UNGUIDED) and (scale is None or scale > 1)
     return 2 if guided else 1
 
 
