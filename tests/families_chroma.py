@@ -19,7 +19,6 @@ from families_flux import (
     HEIGHT,
     WIDTH,
     deprecations_allowed,
-    flux_vae,
     generators,
     half_mask,
     pictures,
@@ -27,6 +26,7 @@ from families_flux import (
     shaken,
 )
 from family_laws import STEPS, Family
+from pipelines import tiny_vae
 
 
 def chroma_pipeline(kind: Any = ChromaPipeline) -> Any:
@@ -45,7 +45,7 @@ def chroma_pipeline(kind: Any = ChromaPipeline) -> Any:
         )
     pipe = kind(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        vae=flux_vae(),
+        vae=tiny_vae(),
         text_encoder=None,
         tokenizer=None,
         transformer=shaken(transformer),

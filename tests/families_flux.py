@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     FluxFillPipeline,
     FluxImg2ImgPipeline,
@@ -21,7 +20,7 @@ from diffusers import (
 )
 
 from family_laws import STEPS, Family
-from pipelines import shake
+from pipelines import shake, tiny_vae
 
 FLUX_TEXT, FLUX_JOINT, FLUX_POOLED = 7, 20, 24
 HEIGHT, WIDTH = 24, 40  # with factor 2 and packing by 2: 6 x 10 tokens
@@ -86,27 +85,11 @@ def shaken(module: torch.nn.Module, seed: int = 0) -> Any:
     return module.eval()
 
 
-def flux_vae() -> AutoencoderKL:
-    torch.manual_seed(0)
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D"),
-        up_block_types=("UpDecoderBlock2D", "UpDecoderBlock2D"),
-        block_out_channels=(4, 8),
-        layers_per_block=1,
-        norm_num_groups=2,
-        latent_channels=4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.0,
-        scaling_factor=1.0,
-    ).eval()
-
-
 def flux_pipeline(kind: Any = FluxPipeline, *, components: dict[str, Any] | None = None) -> Any:
     pipe = kind(
         **{
             "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
-            "vae": flux_vae(),
+            "vae": tiny_vae(),
             "text_encoder": None,
             "tokenizer": None,
             "text_encoder_2": None,

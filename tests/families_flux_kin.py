@@ -22,20 +22,20 @@ from families_flux import (
     FLUX_TEXT,
     HEIGHT,
     WIDTH,
-    flux_vae,
     generators,
     rows,
     shaken,
 )
 from families_qwen_edit import drawings
 from family_laws import STEPS, Family
+from pipelines import tiny_vae
 
 
 def kin_pipeline(kind: Any, transformer: Any, **components: Any) -> Any:
     pipe = kind(
         **{
             "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
-            "vae": flux_vae(),
+            "vae": tiny_vae(),
             "text_encoder": None,
             "tokenizer": None,
             "transformer": shaken(transformer),

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import (
+    BriaFiboEditPipeline,
     BriaFiboPipeline,
     BriaFiboTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
@@ -14,7 +15,7 @@ from diffusers import (
 )
 from transformers import SmolLM3Config, SmolLM3ForCausalLM
 
-from clips import WORDS, generators, quiet, rows, shaken, tokenizer
+from clips import WORDS, generators, picture, quiet, rows, shaken, tokenizer, wan_vae
 from family_laws import STEPS, Family
 from family_parts import text_mask
 
@@ -75,7 +76,7 @@ def language_model() -> SmolLM3ForCausalLM:
     return shaken(SmolLM3ForCausalLM(config))
 
 
-def fibo_pipeline() -> Any:
+def fibo_pipeline(kind: Any = BriaFiboPipeline, vae: Any = None) -> Any:
     transformer = BriaFiboTransformer2DModel(
         in_channels=8,
         num_layers=2,
@@ -87,9 +88,9 @@ def fibo_pipeline() -> Any:
         axes_dims_rope=[4, 6, 6],
     )
     return quiet(
-        BriaFiboPipeline,
+        kind,
         scheduler=SCHEDULER,
-        vae=None,
+        vae=vae,
         transformer=shaken(transformer),
         text_encoder=language_model(),
         tokenizer=tokenizer(TEXT),
@@ -109,8 +110,25 @@ def fibo_call(images: int) -> dict[str, Any]:
     }
 
 
+def fibo_edit() -> Any:
+    return fibo_pipeline(BriaFiboEditPipeline, wan_vae(8))
+
+
+def fibo_edit_call(images: int) -> dict[str, Any]:
+    """6 x 10 tokens beside two references, the same for every image."""
+    given = [picture(32, 32), picture(32, 64, seed=1)]
+    prompts = [{"edit_instruction": text} for text in ("a fox", "dog")]
+    return fibo_call(images) | {
+        "prompt": prompts[:images],
+        "image": given,
+        "height": 96,
+        "width": 160,
+    }
+
+
 FAMILIES = (
     # Its latents are as large as 10.
     Family("Krea 2", krea2_pipeline, krea2_call, tolerance=5e-4),
     Family("Bria Fibo", fibo_pipeline, fibo_call),
+    Family("Bria Fibo", fibo_edit, fibo_edit_call, feature="edit"),
 )
