@@ -269,3 +269,20 @@ def test_a_published_model_is_planned_offline(monkeypatch: pytest.MonkeyPatch) -
     )
     assert (table.num_steps, table.grid.shape, table.branches) == (4, (64, 64), 1)
     assert f"{table.cost.ras:.4g} of {table.cost.dense:.4g}" in dict(table.facts()).values()
+
+
+def test_a_summary_before_the_first_run_states_the_plan() -> None:
+    pipe = sd3_pipeline()
+    with ras_dit.enable(pipe, sample_ratio=0.4):
+        before = ras_dit.summary(pipe)
+        pipe(**sd3_inputs())
+        after = ras_dit.summary(pipe)
+    outline = outline_of(pipe)
+    assert before.plan is not None
+    assert (before.plan.num_steps, before.plan.grid) == (28, outline.grid())
+    assert f"{before.plan.limit:.2f}x" in str(before)
+    assert "planned steps" in str(before)
+    assert after.plan is None
+    assert "planned" not in str(after)
+    with ras_dit.enable(pipe, schedule=(1.0, 0.5)):  # for runs of two steps
+        assert ras_dit.summary(pipe).plan is None

@@ -202,8 +202,8 @@ def outline_of(pipeline: Any) -> ModelOutline:
         RASError: If it has no transformer.
     """
     parts = [uncompiled(part) for part in denoisers(pipeline).values()]
-    if not parts:
-        raise RASError(f"{type(pipeline).__name__} has no transformer; load one first")
+    if not parts or not hasattr(pipeline, "config"):
+        raise RASError(f"{type(pipeline).__name__} is no diffusers pipeline with a transformer")
     description = describe(parts[0])
     tokenizer = getattr(pipeline, "tokenizer", None)
     clip_rows = _CLIP_ROWS if tokenizer is None else int(tokenizer.model_max_length)

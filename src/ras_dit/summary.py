@@ -8,7 +8,9 @@ from typing import Any
 from ras_dit.config import RASConfig
 from ras_dit.cost import RunCost, trace_cost
 from ras_dit.errors import RASError
+from ras_dit.outline import outline_of
 from ras_dit.patch import find_engine
+from ras_dit.planning import PlanTable, plan_table
 from ras_dit.trace import Trace
 
 
@@ -21,12 +23,15 @@ class Summary:
         config: The configuration in force.
         trace: The last finished run, ``None`` before the first.
         cost: FLOPs of that run, dense and as it ran.
+        plan: Before the first run, the plan of one with the pipeline's own size and number of
+            steps; ``None`` after it, and where only a call can say what its size is.
     """
 
     transformer: str
     config: RASConfig
     trace: Trace | None
     cost: RunCost | None
+    plan: PlanTable | None = None
 
     @property
     def flops_saved(self) -> float | None:
@@ -68,6 +73,9 @@ class Summary:
         trace, cost = self.trace, self.cost
         if trace is None or cost is None or self.flops_saved is None:
             rows.append(("last run", "none finished yet"))
+            if self.plan is not None:
+                rows.append(("planned steps", str(self.plan.num_steps)))
+                rows += [(f"planned {name}", value) for name, value in self.plan.facts()]
         else:
             grid = trace.grid
             sparse = [step.num_active for step in trace.steps if step.kind != "dense"]
@@ -104,4 +112,25 @@ def summary(pipe: Any) -> Summary:
         config=engine.config,
         trace=trace,
         cost=None if trace is None else trace_cost(work, trace),
+        plan=_planned(pipe, engine.config) if trace is None else None,
     )
+
+
+def _planned(pipe: Any, config: RASConfig) -> PlanTable | None:
+    try:
+        outline = outline_of(pipe)
+        layout = outline.layout()
+        return plan_table(
+            outline.work,
+            config,
+            outline.num_evaluations(outline.num_inference_steps),
+            layout.grid,
+            num_text_tokens=layout.num_text,
+            dtype=pipe.transformer.dtype,
+            branches=outline.branches,
+            num_references=layout.num_references,
+            head_width=outline.head_width,
+        )
+    # A model described by hand, a size that only a call has, or a configuration for other steps.
+    except RASError:
+        return None
