@@ -70,9 +70,7 @@ def norm_rope_scatter_kernel(
         if is_across:
             square = tl.sum(square, axis=0) + tl.zeros_like(square)
         key = key * tl.rsqrt(square / count + eps)[:, None]
-        place = channel[None, :]
-        if is_across:
-            place = place + head[:, None] * head_width
+        place = channel[None, :] + head[:, None] * (head_width if is_across else 0)
         if has_weight:
             key = key * tl.load(weight + place, mask=there, other=0.0).to(tl.float32)
         if has_bias:
