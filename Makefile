@@ -7,7 +7,7 @@ OUT ?= out
 LOWEST := 0.36.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-lowest lint format train train-judge samples figures models wheel wheel-test clean evaluate-smoke test-fidelity
+.PHONY: help demo bench test test-lowest lint format train train-judge samples figures models wheel wheel-test clean evaluate-smoke test-fidelity
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -72,6 +72,9 @@ test-fidelity:  ## FID, sFID and LPIPS against torch-fidelity and torchmetrics (
 	$(VENV)-fidelity/bin/python -m pip --disable-pip-version-check install --quiet \
 	  torch==2.14.1 torchvision==0.29.1 pytest -e '.[fidelity]'
 	PYTHONPATH=tests $(VENV)-fidelity/bin/python -m pytest --noconftest -W ignore tests/fidelity_inception.py
+
+bench: $(VENV)/installed-dev  ## measure speed and memory (about an hour), into docs/benchmarks.md
+	$(BIN)/python -m benchmarks
 
 samples: $(VENV)/installed-train  ## draw the contact sheet of the embedded model
 	$(BIN)/python -m training.samples

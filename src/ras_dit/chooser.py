@@ -119,12 +119,16 @@ class Chooser:
         metric = self._config.metric
         if isinstance(metric, str) and metric in PIXEL_FUNCTIONS:
             return self._pixel_score(PIXEL_FUNCTIONS[metric], noise_pred.float())
-        noise = self._by_token(noise_pred.float())
-        expected = tuple(noise.shape[:2])
         if not callable(metric):
+            if noise_pred.ndim > 3:  # sorting one channel tells the number of tokens
+                dim = channel_dim(noise_pred, frames_first=self._frames_first)
+                noise_pred = noise_pred.narrow(dim, 0, 1)
+            expected = tuple(self._by_token(noise_pred).shape[:2])
             if self._generator is None:
                 self._generator = torch.Generator(noise_pred.device).manual_seed(self._config.seed)
             return torch.rand(expected, generator=self._generator, device=noise_pred.device)
+        noise = self._by_token(noise_pred.float())
+        expected = tuple(noise.shape[:2])
         score = metric(noise)
         if tuple(getattr(score, "shape", ())) != expected:
             got = tuple(getattr(score, "shape", ())) or type(score).__name__
