@@ -17,6 +17,19 @@ _LINEAR = (
     "its feed-forward layers are convolutions over neighbouring tokens and its attention is "
     "linear, so its tokens cannot be computed one without the other"
 )
+_HISTORY = (
+    "it packs the history of a video in front of the frames that are made and cuts it off by its "
+    "place behind the blocks, so its output layer has fewer rows than the blocks; "
+    "RAS takes them as one"
+)
+_TWO_STREAMS = (
+    "video and sound are made side by side, each with a noise and a scheduler of its own, and "
+    "attend to each other; RAS scores and holds the tokens of one stream"
+)
+_GRID = (
+    "its latents and its output layer are a grid of frames, rows and columns with channels last, "
+    "and RAS holds rows of tokens: those of active tokens alone make no grid"
+)
 _SOUND = "it makes sound: its tokens are moments in time, and there is no picture with regions"
 
 TRANSFORMERS: Mapping[str, str] = MappingProxyType(
@@ -33,35 +46,64 @@ TRANSFORMERS: Mapping[str, str] = MappingProxyType(
             "it attends piece by piece to text and given pictures and keeps their keys and values "
             "itself, which RAS cannot follow"
         ),
-        "BriaFibo2Transformer2DModel": "it is not described yet",
-        "ErnieImageTransformer2DModel": "it is not described yet",
-        "JoyImageEditTransformer3DModel": "it is not described yet",
-        "JoyImageEditPlusTransformer3DModel": "it is not described yet",
-        "HunyuanVideoFramepackTransformer3DModel": (
-            "it packs the history of a video in front of the frames that are made and cuts it off "
-            "by its place behind the blocks; not described yet"
+        "BriaFibo2Transformer2DModel": (
+            "between text and picture it puts tokens that sum the text up, more of them for longer "
+            "texts, so the places of the picture's tokens differ within a batch"
         ),
+        "ErnieImageTransformer2DModel": (
+            "its blocks hold the tokens first and the batch second, with modulations laid out "
+            "alike, and RAS gathers rows of [batch, tokens]"
+        ),
+        "JoyImageEditTransformer3DModel": (
+            "it takes given pictures and the one that is made as items of one tensor and sorts "
+            "them anew itself, so tokens of the latents and of the blocks stand in other orders"
+        ),
+        "JoyImageEditPlusTransformer3DModel": (
+            "its pipeline cuts all pictures into patches itself and fills each prompt's up to the "
+            "longest, so the latents that the scheduler sees are no picture"
+        ),
+        "HunyuanVideoFramepackTransformer3DModel": _HISTORY,
         "LatteTransformer3DModel": (
             "its blocks attend within one frame and along one place in turn, with the video in "
             "another form each time, so active tokens alone make no sequence"
         ),
-        "LTX2VideoTransformer3DModel": (
-            "video and sound are made side by side and attend to each other; not described yet"
+        "LTX2VideoTransformer3DModel": _TWO_STREAMS,
+        "CosmosTransformer3DModel": (
+            "its pipelines run only with the packages cosmos_guardrail and torchvision, which the "
+            "tests do without; a description of your own can be checked with ras_dit.verify"
         ),
-        "CosmosTransformer3DModel": "it is not described yet",
-        "Cosmos3OmniTransformer": "it is not described yet",
-        "EasyAnimateTransformer3DModel": "it is not described yet",
-        "HeliosTransformer3DModel": "it is not described yet",
-        "AnyFlowTransformer3DModel": "it is not described yet",
-        "AnyFlowFARTransformer3DModel": "it is not described yet",
-        "MotifVideoTransformer3DModel": "it is not described yet",
-        "Kandinsky6Transformer3DModel": "it is not described yet",
-        "Kandinsky6SRTransformer3DModel": "it is not described yet",
-        "ConsisIDTransformer3DModel": "it is not described yet",
+        "Cosmos3OmniTransformer": (
+            "it packs text, video, sound and actions into one sequence without a batch dimension, and "
+            "RAS gathers rows of [batch, tokens]"
+        ),
+        "EasyAnimateTransformer3DModel": (
+            "none of its pipelines is tested; its blocks are laid out like those of CogVideoX, so "
+            "a description of your own may do: check it with ras_dit.verify"
+        ),
+        "HeliosTransformer3DModel": _HISTORY,
+        "AnyFlowTransformer3DModel": (
+            "its steps lead from any time to any other in one go, so that runs have about as many "
+            "steps as RAS makes dense ones to begin with"
+        ),
+        "AnyFlowFARTransformer3DModel": (
+            "it makes a video chunk by chunk and keeps keys and values of the earlier ones itself "
+            "(kv_cache), with calls in between that predict no noise"
+        ),
+        "MotifVideoTransformer3DModel": (
+            "its last blocks begin again with a copy of the tokens as they came in, beside those "
+            "of the blocks before; RAS follows one stream of tokens from the first block to "
+            "the last"
+        ),
+        "Kandinsky6Transformer3DModel": _TWO_STREAMS,
+        "Kandinsky6SRTransformer3DModel": _GRID,
+        "ConsisIDTransformer3DModel": (
+            "its pipeline wants features of a face from models that diffusers does not have, "
+            "without which nothing can be tested"
+        ),
         "SanaVideoTransformer3DModel": _LINEAR,
         "SanaWMTransformer3DModel": _LINEAR,
         "SanaWMLTX2RefinerTransformer3DModel": (
-            "it refines the videos of Sana-WM, which is not supported itself; not described yet"
+            "it refines the videos of Sana-WM, which is not supported itself"
         ),
         "UVit2DModel": (
             "it fills in masked picture tokens and predicts no noise; its convolutions mix "
@@ -80,16 +122,13 @@ TRANSFORMERS: Mapping[str, str] = MappingProxyType(
         ),
         "Ideogram4Transformer2DModel": (
             "its latents enter among the rows of the text, and guidance calls a second transformer "
-            "on the picture alone; not described yet"
+            "on the picture alone"
         ),
         "GlmImageTransformer2DModel": (
             "its attention has a cache of its own for the pictures that are given (kv_caches), "
-            "filled before the first step; not described yet"
+            "filled before the first step"
         ),
-        "Kandinsky5Transformer3DModel": (
-            "its output layer takes the tokens as a grid, not as rows, so the rows of active "
-            "tokens alone cannot pass it; not described yet"
-        ),
+        "Kandinsky5Transformer3DModel": _GRID,
         "DiTTransformer2DModel": (
             "its pipeline hands both halves of the guidance batch to the scheduler as if they were "
             "images of their own and gives no latents, so a run cannot be verified"
