@@ -73,8 +73,8 @@ TRANSFORMERS: Mapping[str, str] = MappingProxyType(
             "tests do without; a description of your own can be checked with ras_dit.verify"
         ),
         "Cosmos3OmniTransformer": (
-            "it packs text, video, sound and actions into one sequence without a batch dimension, and "
-            "RAS gathers rows of [batch, tokens]"
+            "it packs text, video, sound and actions into one sequence without a batch dimension, "
+            "and RAS gathers rows of [batch, tokens]"
         ),
         "EasyAnimateTransformer3DModel": (
             "none of its pipelines is tested; its blocks are laid out like those of CogVideoX, so "
