@@ -20,7 +20,7 @@ from ras_dit.adapters import describe
 from ras_dit.config import RASConfig
 from ras_dit.cost import trace_cost
 from ras_dit.errors import RASError, UnsupportedError
-from ras_dit.outline import outline_of
+from ras_dit.model_outline import outline_of
 from ras_dit.recording import Recording
 from ras_dit.trace import Trace
 

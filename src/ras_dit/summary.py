@@ -8,7 +8,7 @@ from typing import Any
 from ras_dit.config import RASConfig
 from ras_dit.cost import RunCost, trace_cost
 from ras_dit.errors import RASError
-from ras_dit.outline import outline_of
+from ras_dit.model_outline import outline_of
 from ras_dit.patch import find_engine
 from ras_dit.planning import PlanTable, plan_table
 from ras_dit.trace import Trace
