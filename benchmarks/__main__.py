@@ -48,6 +48,11 @@ PARTS: dict[str, tuple[str, str, str]] = {
         "step --static-cache --rounds 3",
         "step --static-cache --grid 16 --layers 1 --rounds 1",
     ),
+    "compiled": (
+        "Compiled by torch.compile",
+        "compiled",
+        "compiled --grid 8 --heads 2 --layers 1 --rounds 1",
+    ),
     "loop": (
         "The whole denoising loop of the embedded model",
         "loop --rounds 5",

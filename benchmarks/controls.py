@@ -1,6 +1,7 @@
 """Fidelity at equal cost: region-adaptive sampling, random selection, and fewer dense steps.
 
     python -m benchmarks.controls --prompts 16 --size 128
+    python -m benchmarks.controls --part storage  # what text="keep" and small caches cost
 
 Every row makes the same pictures (the embedded model's held-out prompts, one seed each) and is
 compared with the dense 28-step pictures. Cost is the transformer's FLOPs in units of one dense
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,15 @@ from ras_dit.loading import call_defaults, load_pipeline
 from ras_dit.world import evaluation_prompts
 
 STEPS = 28
+PARTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "controls": tuple({"metric": metric} for metric in ("std", "l2", "random")),
+    "storage": (
+        {"text": "fresh"},
+        {"text": "keep"},
+        {"cache_dtype": "int8"},
+        {"cache_dtype": "float8"},
+    ),
+}
 
 
 def interval(values: Sequence[float]) -> str:
@@ -36,10 +47,13 @@ def interval(values: Sequence[float]) -> str:
 
 def main(say: Callable[[str], object] = sys.stdout.write) -> None:
     """Measure and print a markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--size", type=int, default=128, help="pixels")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--part", default="controls", choices=list(PARTS))
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.5, 0.25, 0.125])
     options = parser.parse_args()
     pipeline = load_pipeline(None)
@@ -79,11 +93,12 @@ def main(say: Callable[[str], object] = sys.stdout.write) -> None:
         "| --- | --- | --- | --- |\n"
     )
     for ratio in options.ratios:
-        for metric in ("std", "l2", "random"):
-            parts = pictures(RASConfig(sample_ratio=ratio, metric=metric), STEPS)  # type: ignore[arg-type]
+        for settings in PARTS[options.part]:
+            parts = pictures(RASConfig(sample_ratio=ratio, **settings), STEPS)
             assert parts[0].trace is not None
             cost = STEPS / trace_cost(work, parts[0].trace).limit
-            row(f"RAS {ratio:g}, {metric}", parts, cost)
+            named = ", ".join(f"{name}={value}" for name, value in settings.items())
+            row(f"RAS {ratio:g}, {named}", parts, cost)
         fewer = round(cost)
         row(f"dense, {fewer} steps", pictures(None, fewer), fewer)
 

@@ -60,11 +60,14 @@ LAYERS = layers()
         ("errors", set()),
         ("validation", {"errors"}),
         ("public_code", {"errors"}),
-        ("config", {"errors", "public_code", "validation"}),
+        ("config_files", {"errors", "public_code"}),
+        ("config", {"config_files", "errors", "public_code", "validation"}),
         ("schedule", {"config", "errors"}),
         ("tokens", set()),
         ("selection", {"config", "errors", "public_code"}),
-        ("cache", {"errors", "tokens"}),
+        ("fresh", {"errors", "tokens"}),
+        ("storage", {"config", "fresh"}),
+        ("cache", {"config", "fresh", "storage", "tokens"}),
         ("trace", {"errors", "tokens"}),
         ("observe", set()),
         ("adapters", {"errors", "tokens"}),
@@ -74,9 +77,20 @@ LAYERS = layers()
         ("recording", {"errors", "selection", "tokens", "trace"}),
         (
             "session",
-            {"cache", "chooser", "config", "errors", "recording", "schedule", "tokens", "trace"},
+            {
+                "cache",
+                "chooser",
+                "config",
+                "errors",
+                "fresh",
+                "recording",
+                "schedule",
+                "storage",
+                "tokens",
+                "trace",
+            },
         ),
-        ("chooser", {"config", "errors", "public_code", "schedule", "selection"}),
+        ("chooser", {"config", "errors", "public_code", "schedule", "selection", "tokens"}),
         ("tables", {"errors"}),
         ("visualization", {"__init__", "errors", "trace"}),
     ],
@@ -103,7 +117,7 @@ def test_the_reference_shares_no_code_with_the_engine() -> None:
 
 
 def test_the_maths_needs_only_torch() -> None:
-    for name in ("selection", "tokens", "cache"):
+    for name in ("selection", "tokens", "fresh", "storage", "cache"):
         tree = ast.parse((SOURCE / f"{name}.py").read_text("utf-8"))
         roots = {
             (node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name)
