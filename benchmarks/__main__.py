@@ -28,24 +28,24 @@ PARTS: dict[str, tuple[str, str, str]] = {
         )
         for model, title in (("sd3", "SD3-medium's width"), ("lumina", "Lumina-Next's width"))
         for grid, dtype, more in (
-            (32, "float32", "--rounds 3"),
+            (32, "float32", "--rounds 2"),
             (64, "float32", "--layers 1 --rounds 2"),
             (32, "bfloat16", "--layers 1 --rounds 1"),
         )
     },
     "step-text-kept": (
         'One step with text="keep"',
-        "step --keep-text --rounds 3",
+        "step --keep-text --layers 2 --rounds 3",
         "step --keep-text --grid 16 --layers 1 --rounds 1",
     ),
     "step-int8": (
         'One step with cache_dtype="int8"',
-        "step --cache-dtype int8 --rounds 3",
+        "step --cache-dtype int8 --layers 2 --rounds 3",
         "step --cache-dtype int8 --grid 16 --layers 1 --rounds 1",
     ),
     "step-static": (
         "One step with static_cache=True",
-        "step --static-cache --rounds 3",
+        "step --static-cache --layers 2 --rounds 3",
         "step --static-cache --grid 16 --layers 1 --rounds 1",
     ),
     "compiled": (

@@ -72,6 +72,7 @@ def test_a_dense_plan_saves_nothing() -> None:
 def test_the_markdown_holds_steps_and_facts() -> None:
     text = planned().markdown()
     assert "| 2 to 5 | sparse | 24 |" in text
+    assert "| graphs, if compiled | at most " in text
     assert "| FLOP limit of the loop |" in text
     widths = [{line.count("|") for line in part.splitlines()} for part in text.split("\n\n")]
     assert widths == [{5}, {3}]

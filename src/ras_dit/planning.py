@@ -91,6 +91,16 @@ class PlanTable:
         active = sum((row.last - row.first + 1) * row.num_active for row in sparse)
         return active / ((self.num_steps - self.num_dense) * self.grid.num_tokens)
 
+    @property
+    def num_graphs(self) -> int:
+        """The most graphs that ``torch.compile`` of the transformer makes.
+
+        One of a dense call, one of a dense call that fills caches, and one for each number of
+        active tokens; from the second number on a graph with a symbolic length may serve them all.
+        """
+        counts = {row.num_active for row in self.rows if row.kind == "sparse"}
+        return 2 + len(counts) if counts else 1
+
     def facts(self) -> list[tuple[str, str]]:
         """What holds for the whole run, as (name, value)."""
         ratio = self.mean_ratio
@@ -106,6 +116,7 @@ class PlanTable:
             ("mean ratio of sparse steps", "no sparse step" if ratio is None else f"{ratio:.1%}"),
             ("FLOPs of the loop", f"{self.cost.ras:.4g} of {self.cost.dense:.4g}"),
             ("FLOP limit of the loop", f"{self.limit:.2f}x"),
+            ("graphs, if compiled", f"at most {self.num_graphs}"),
             (
                 f"caches per {'picture' if self.grid.frames == 1 else 'video'}",
                 f"{caches} ({where})",
