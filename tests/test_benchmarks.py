@@ -58,7 +58,7 @@ def test_steps_are_sparse_and_stand_beside_another_implementation(model: Model) 
 
 def test_an_implementation_that_is_not_there_is_refused() -> None:
     assert load("benchmarks.step:load") is load
-    with pytest.raises(ras_dit.RASError, match="expected package[.]module:function"):
+    with pytest.raises(ras_dit.RASError, match=r"expected package\.module:function"):
         load("benchmarks.nothing:load")
 
 
