@@ -54,7 +54,7 @@ def main(say: Callable[[str], object] = sys.stdout.write) -> None:
     """Measure and print a markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--grid", type=int, default=64, help="side of the token grid")
-    parser.add_argument("--heads", type=int, default=24, help="of width 64")
+    parser.add_argument("--heads", type=int, default=8, help="of width 64")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--row", help="measure this row in this process and print JSON")
     options = parser.parse_args()
