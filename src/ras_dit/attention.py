@@ -102,11 +102,15 @@ class AttentionLayer:
         call = self._current()
         if call is None or call.fresh is None:
             return None
-        cached = call.cache.layers.get((self.index, self._operations))
-        if cached is None or num_fresh != call.fresh.count(cached.num_keys):
+        return self._sparse(call, call.fresh, self._operations, batch, num_fresh)
+
+    def _sparse(
+        self, call: AttentionCall, fresh: FreshRows, operation: int, batch: int, num_fresh: int
+    ) -> tuple[KVCache, FreshRows] | None:
+        cached = call.cache.layers.get((self.index, operation))
+        if cached is None or num_fresh != fresh.count(cached.num_keys):
             return None
-        fresh = call.fresh
-        return cached, fresh.sample(self._operations) if self._by_sample else fresh.part(batch)
+        return cached, fresh.sample(operation) if self._by_sample else fresh.part(batch)
 
     def recover(
         self,
@@ -133,10 +137,10 @@ class AttentionLayer:
                 mask = call.cache.shared_mask(mask)
                 call.cache.keep(place, KVCache(key, value, token_dim, scale, mask))
             return key, value
-        cached = call.cache.layers.get(place)
-        if cached is None or key.shape[token_dim] != call.fresh.count(cached.num_keys):
+        found = self._sparse(call, call.fresh, place[1], key.shape[0], key.shape[token_dim])
+        if found is None:
             return key, value
-        fresh = call.fresh.sample(place[1]) if self._by_sample else call.fresh.part(key.shape[0])
+        cached, fresh = found
         if scale is not None:
             options["scale"] = cached.scale
         if mask is not None:

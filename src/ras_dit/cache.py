@@ -187,7 +187,11 @@ class BranchCache:
 
     def keep_output(self, output: torch.Tensor) -> None:
         """Keep a copy of a dense step's output ``[B, L, C]``."""
-        self.output = output.clone()
+        # As with keys and values: at its address at once, or behind a compiled graph.
+        if self.storage.static and not torch.compiler.is_compiling():
+            self.output = self.buffers.keep((self.name, "output"), output)
+        else:
+            self.output = output.clone()
 
     def merge_output(self, output: torch.Tensor, fresh: FreshRows) -> torch.Tensor:
         """Write the fresh rows' output and return all rows'.

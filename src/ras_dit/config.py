@@ -32,9 +32,7 @@ Starvation = Literal["total", "since_refresh"]
 Text = Literal["fresh", "keep"]
 CacheDtype = Literal["model", "int8", "float8"]
 
-METRICS: tuple[Metric, ...] = ("std", "l2", "random")
-_KEEPS: tuple[Keep, ...] = ("low", "high", "auto")
-_STARVATIONS: tuple[Starvation, ...] = ("total", "since_refresh")
+METRICS: tuple[Metric, ...] = get_args(Metric)
 # Resets of the paper as fractions of the selective window: 12 and 20 of 28 and of 30 steps.
 _PAPER_RESETS = {"sd3": (8 / 24, 16 / 24), "lumina": (8 / 26, 16 / 26)}
 # The paper's direction: a low standard deviation marks the main subject (Eq. 1), a large norm a
@@ -158,8 +156,8 @@ class RASConfig:
                 f"metric={self.metric!r} is unknown; expected one of {', '.join(METRICS)} "
                 "or a callable that maps [B, N, P, C] to scores [B, N]"
             )
-        check_choice("keep", self.keep, _KEEPS)
-        check_choice("starvation", self.starvation, _STARVATIONS)
+        check_choice("keep", self.keep, get_args(Keep))
+        check_choice("starvation", self.starvation, get_args(Starvation))
         check_choice("text", self.text, get_args(Text))
         check_choice("cache_dtype", self.cache_dtype, get_args(CacheDtype))
         check_flag("static_cache", self.static_cache)

@@ -241,13 +241,7 @@ class TransformerHooks:
 
     def _gather(self, argument: TokenArgument, value: Any) -> Any:
         if isinstance(value, tuple | list):
-            members = argument.members or range(len(value))
-            whole = replace(argument, members=None)  # all that is in a member
-            rows = [
-                self._gather(whole, item) if place in members else item
-                for place, item in enumerate(value)
-            ]
-            return type(value)(rows)
+            return _by_member(argument, value, self._gather)
         if value is None or (argument.ndim is not None and value.ndim != argument.ndim):
             return value
         assert self._call is not None
@@ -333,15 +327,21 @@ def _spread(rows: torch.Tensor, fresh: FreshRows, length: int) -> torch.Tensor:
     return whole
 
 
+def _by_member(
+    argument: TokenArgument, value: Any, change: Callable[[TokenArgument, Any], Any]
+) -> Any:
+    """A tuple or list whose members with token rows are changed, with all that is in them."""
+    members = argument.members or range(len(value))
+    whole = replace(argument, members=None)
+    return type(value)(
+        [change(whole, item) if place in members else item for place, item in enumerate(value)]
+    )
+
+
 def _without_rows(argument: TokenArgument, value: Any) -> Any:
     """A text argument with none of its rows."""
     if isinstance(value, tuple | list):
-        members = argument.members or range(len(value))
-        rows = [
-            _without_rows(argument, item) if place in members else item
-            for place, item in enumerate(value)
-        ]
-        return type(value)(rows)
+        return _by_member(argument, value, _without_rows)
     return None if value is None else value.narrow(argument.dim, 0, 0)
 
 
