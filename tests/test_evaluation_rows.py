@@ -6,9 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import StableDiffusion3Pipeline
 
+import ras_dit
 from evaluations import PROMPTS, STEPS, evaluation, planned, written
+from families_unified import z_image_filled, z_image_pipeline
+from ras_dit.adapters import describe
 from ras_dit.config import RASConfig
+from ras_dit.cost import trace_cost
 from ras_dit.errors import RASError
 from ras_dit.evaluation.files import locked
 from ras_dit.evaluation.manifest import load_manifest, load_settings, read_evaluation, store
@@ -153,6 +158,31 @@ def test_the_planned_cost_is_the_plans(model_folder: Path, tmp_path: Path) -> No
     assert 2 + 6 * 0.25 < sparse.cost < STEPS
     control = next(row for row in manifest.rows if row.role == "fewer steps")
     assert control.steps == round(sparse.cost)
+
+
+def test_planned_costs_are_what_runs_cost(model_folder: Path, tmp_path: Path) -> None:
+    """Text that is filled up by the size of the picture, and text that is kept."""
+    sparse = {"steps": STEPS, "sample_ratio": 0.25, "warmup_steps": 2}
+    filled, call = z_image_pipeline(), z_image_filled(1)
+    filled.save_pretrained(tmp_path / "z-image")
+    del call["cfg_truncation"]
+    whole = StableDiffusion3Pipeline.from_pretrained(model_folder)
+    whole.set_progress_bar_config(disable=True)
+    given = {"prompt": "a fox", "max_sequence_length": 8, "width": 40, "height": 24}
+    for pipe, folder, asked, words in (
+        (filled, tmp_path / "z-image", call | {"num_inference_steps": STEPS}, {}),
+        (whole, model_folder, given | {"num_inference_steps": STEPS}, {"text": "keep"}),
+    ):
+        rows = [{**sparse, **words}]
+        data = evaluation(folder, rows=rows, controls=False, size="40x24")
+        manifest, _ = planned(tmp_path / "plans", data)
+        row = manifest.rows[1]
+        assert row.config is not None
+        with ras_dit.enable(pipe, RASConfig.load(row.config)) as handle:
+            pipe(**asked)
+        assert handle.trace is not None
+        work = describe(pipe.transformer).work(pipe.transformer.config)
+        assert row.cost == pytest.approx(STEPS / trace_cost(work, handle.trace).limit)
 
 
 def test_a_manifest_is_read_back_equal(model_folder: Path, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from judge_pictures import draw
+from ras_dit.cli import main
 from ras_dit.errors import RASError
 from ras_dit.evaluation.emoji_scorers import emoji, fd_emoji, scene_of
-from ras_dit.evaluation.judge_command import main
 from ras_dit.evaluation.judge_folder import judge_folder, read_captions
 from ras_dit.evaluation.scorers import Measured, Picture
 from ras_dit.world import parse
@@ -74,12 +74,12 @@ def test_results_say_right_or_wrong_and_why(folder: Path, tmp_path: Path) -> Non
 
 
 def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(folder)]) == 0
+    assert main(["judge", str(folder)]) == 0
     shown = capsys.readouterr().out
     assert "emoji position" in shown
     assert "50.0 %" in shown
     first = (folder / "results.jsonl").read_bytes()
-    assert main([str(folder), "--captions", str(folder / "captions.jsonl")]) == 0
+    assert main(["judge", str(folder), "--captions", str(folder / "captions.jsonl")]) == 0
     assert (folder / "results.jsonl").read_bytes() == first
     assert not list(folder.glob("*.new"))
 
@@ -116,13 +116,13 @@ def test_bad_input_is_one_line_and_status_2(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "captions.jsonl").write_text('{"file": "0.png", "prompt": "a spaceship"}\n')
-    assert main([str(folder)]) == 2
+    assert main(["judge", str(folder)]) == 2
     assert "'a spaceship'" in capsys.readouterr().err
     (folder / "captions.jsonl").write_text('{"file": "0.png", "prompt": "a fox"}\n')
     (folder / "0.png").write_bytes((folder / "0.png").read_bytes()[:200])
-    assert main([str(folder)]) == 2
+    assert main(["judge", str(folder)]) == 2
     assert "damaged" in capsys.readouterr().err
-    assert main([str(folder / "nowhere")]) == 2
+    assert main(["judge", str(folder / "nowhere")]) == 2
 
 
 def test_a_unit_of_pictures_scores_as_alone(folder: Path) -> None:

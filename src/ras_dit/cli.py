@@ -31,6 +31,7 @@ from ras_dit.config_files import presets
 from ras_dit.console import fail, one_line_warnings, progress, quiet_libraries
 from ras_dit.errors import RASError
 from ras_dit.evaluation.commands import app as evaluate_app
+from ras_dit.evaluation.judge_command import judge_command
 from ras_dit.generate import Comparison, Generated, Job, check_size, compare, generate, seeds_for
 from ras_dit.loading import call_defaults, choose_dtype, load_pipeline
 from ras_dit.options import DEFAULT_PRESET
@@ -55,6 +56,7 @@ app = typer.Typer(
 )
 app.add_typer(study_app, name="study")
 app.add_typer(evaluate_app, name="evaluate")
+app.command("judge")(judge_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,19 +1,15 @@
-"""Judge a folder of pictures of the embedded world with their captions.
+"""``ras-dit judge``: a folder of pictures of the embedded world against their captions.
 
-python -m ras_dit.evaluation.judge_command FOLDER [--captions FILE] [--out FOLDER]
+Mounted by ``ras_dit.cli``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-
-from ras_dit.console import fail
-from ras_dit.errors import RASError
 
 
 def judge_command(
@@ -44,20 +40,3 @@ def judge_command(
     for summary in found.summaries:
         if summary.note:
             console.print(summary.note)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command on its own; exit status 2 for bad input."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(judge_command)
-    try:
-        app(arguments)
-    except RASError as error:
-        return fail(str(error), 2)
-    except SystemExit as finished:
-        return int(finished.code or 0)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

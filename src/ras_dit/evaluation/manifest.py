@@ -18,7 +18,6 @@ from typing import Any
 import yaml
 
 from ras_dit.config import RASConfig
-from ras_dit.cost import plan_cost
 from ras_dit.embedded import MODEL_DIR
 from ras_dit.errors import RASError
 from ras_dit.evaluation.files import PART, dump, read_json, write_json
@@ -26,7 +25,7 @@ from ras_dit.evaluation.prompts import Prompt, read_prompts
 from ras_dit.evaluation.rows import Row, add_controls, add_reference, read_controls, read_rows
 from ras_dit.loading import call_defaults, locate
 from ras_dit.outline import read_outline
-from ras_dit.schedule import plan_steps
+from ras_dit.planning import plan_table
 
 MANIFEST = "manifest.json"
 SETTINGS = "settings.json"
@@ -177,21 +176,23 @@ def plan_evaluation(data: Mapping[str, Any], place: Path) -> tuple[Manifest, Set
     width, height = parse_size(data.get("size"))
     guidance = data.get("guidance_scale")
     outline = read_outline(model, max_sequence_length=rows_of_text)
-    grid = outline.grid(width, height)
+    layout = outline.layout(width, height)
 
     def cost(config: RASConfig | None, steps: int) -> float:
         evaluations = outline.num_evaluations(steps)
         if config is None:
             return float(evaluations)
-        plans = plan_steps(config, evaluations, grid.num_tokens)
-        spent = plan_cost(
+        table = plan_table(
             outline.work,
-            plans,
-            batch=1,
-            num_tokens=grid.num_tokens,
-            num_text_tokens=outline.num_text_tokens,
+            config,
+            evaluations,
+            layout.grid,
+            num_text_tokens=layout.num_text,
+            branches=outline.branches,
+            num_references=layout.num_references,
+            head_width=outline.head_width,
         )
-        return evaluations / spent.limit
+        return evaluations / table.limit
 
     rows = read_rows(data.get("rows"), data.get("grid"), cost)
     rows = add_reference(rows, _number(data, "reference_steps"), cost)

@@ -191,14 +191,15 @@ def _notes(folder: Path, settings: Settings, results: Sequence[RowResult]) -> li
 def _dense_step(manifest: Manifest) -> int:
     """FLOPs of the transformer in one dense step of one picture."""
     outline = read_outline(manifest.model, max_sequence_length=manifest.max_sequence_length)
-    count = outline.grid(manifest.width, manifest.height).num_tokens
-    guided = manifest.guidance_scale is None or manifest.guidance_scale > 1
+    layout = outline.layout(manifest.width, manifest.height)
+    count = layout.grid.num_tokens + layout.num_references
+    unguided = manifest.guidance_scale is not None and manifest.guidance_scale <= 1
     return forward_flops(
         outline.work,
-        batch=2 if guided else 1,
+        batch=1 if unguided else outline.branches,
         num_tokens=count,
         num_active=count,
-        num_text_tokens=outline.num_text_tokens,
+        num_text_tokens=layout.num_text,
     )
 
 
