@@ -29,6 +29,7 @@ from ras_dit.animation import save_animation
 from ras_dit.config import RASConfig
 from ras_dit.config_files import presets
 from ras_dit.console import fail, one_line_warnings, progress, quiet_libraries
+from ras_dit.diagnosis.commands import diagnose
 from ras_dit.errors import RASError
 from ras_dit.evaluation.commands import app as evaluate_app
 from ras_dit.evaluation.judge_command import judge_command
@@ -56,6 +57,7 @@ app = typer.Typer(
 )
 app.add_typer(study_app, name="study")
 app.add_typer(evaluate_app, name="evaluate")
+app.command("diagnose")(diagnose)
 app.command("judge")(judge_command)
 
 

@@ -103,9 +103,10 @@ def log_spread(sizes: torch.Tensor) -> float:
 
 def ranks(values: torch.Tensor) -> torch.Tensor:
     """Rank of each of ``[N]`` values, float64 from 0; equal values share their mean rank."""
-    _, place, count = values.unique(return_inverse=True, return_counts=True)
-    last = count.cumsum(0).double() - 1
-    return (last - (count.double() - 1) / 2)[place]
+    ordered = values.sort().values
+    first = torch.searchsorted(ordered, values)
+    last = torch.searchsorted(ordered, values, right=True) - 1
+    return (first + last).double() / 2
 
 
 def rank_correlation(first: torch.Tensor, second: torch.Tensor) -> float:
