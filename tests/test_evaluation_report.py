@@ -83,6 +83,17 @@ def test_the_control_nearest_in_time_counts() -> None:
     assert verdicts(own, result("dense-9", [1.0, 2.0] * 4, 9)) == {"fewer steps": "beats"}
 
 
+def test_the_difference_has_an_interval() -> None:
+    rng = np.random.default_rng(1)
+    base, gap = 30 + 10 * rng.standard_normal(40), 2 + 0.1 * rng.standard_normal(40)
+    own = result("own", list(base + gap), 4, config=CONFIG)
+    (duel,) = duels(own, [own, result("dense-4", list(base), 4)])
+    low, high = duel.gaps["Q"]
+    # Picture by picture: of the spread of the differences, not of the pictures.
+    assert low < gap.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * gap.std() / np.sqrt(40), rel=0.2)
+
+
 def test_controls_by_kind() -> None:
     own = result("own", [5.0, 6.0] * 4, 4, config=CONFIG)
     chance = result("chance", [5.5, 7.0] * 4, 4, config={**CONFIG, "metric": "random"})

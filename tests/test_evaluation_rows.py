@@ -60,6 +60,21 @@ def test_a_control_has_as_many_pictures_as_any_row_that_needs_it() -> None:
     assert next(row for row in rows if row.name == "dense-7").images == 9
 
 
+def test_controls_can_have_fewer_pictures_and_scores_than_their_rows() -> None:
+    asked = ({"steps": 7}, {"steps": 28, "sample_ratio": 0.25, "without": ["ssim"]})
+    rows = rows_of(*asked, controls={"images": 5, "without": ["fid"]})
+    found = {row.name: (row.images, row.without) for row in rows}
+    assert found == {
+        # There without being added.
+        "dense-7": (None, ()),
+        "ras-28-0.25-std": (None, ("ssim",)),
+        "unipc-7": (5, ("ssim", "fid")),
+        "random-28-0.25": (5, ("ssim", "fid")),
+    }
+    few = rows_of({"steps": 28, "sample_ratio": 0.25, "images": 3}, controls={"images": 5})
+    assert {row.images for row in few} == {3}
+
+
 def test_controls_are_left_out_only_when_named() -> None:
     asked = {"steps": 28, "sample_ratio": 0.25}
     assert len(rows_of(asked, controls={})) == 4
@@ -67,7 +82,14 @@ def test_controls_are_left_out_only_when_named() -> None:
     names = [row.role for row in rows_of(asked, controls={"random": False})]
     assert names == ["row", "fewer steps", "second order"]
     assert rows_of(asked, controls={"second_order": "dpmpp"})[2].scheduler == "dpmpp"
-    for wrong in ({"fewer": False}, {"random": "yes"}, {"second_order": "rk4"}, ["random"]):
+    for wrong in (
+        {"fewer": False},
+        {"random": "yes"},
+        {"second_order": "rk4"},
+        ["random"],
+        {"images": 0},
+        {"without": "fid"},
+    ):
         with pytest.raises(RASError, match="controls"):
             read_controls(wrong)
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from ras_dit.evaluation.rows import CONTROLS, Role, Row
-from ras_dit.evaluation.scorers import Statistic
+from ras_dit.evaluation.scorers import Better, Statistic
 from ras_dit.evaluation.statistics import bootstrap_means, interval
 
 Word = Literal["beats", "ties", "loses"]
@@ -71,6 +71,7 @@ class Duel:
         time_ratio: The control's time over the row's.
         words: Verdict by name of the statistic: the 95 % interval of the difference excludes 0,
             or it does not.
+        gaps: 95 % interval of the row's number minus the control's, by name of the statistic.
         is_reference: Whether the control is the reference itself.
     """
 
@@ -78,6 +79,7 @@ class Duel:
     control: str
     time_ratio: float
     words: Mapping[str, Word]
+    gaps: Mapping[str, tuple[float, float]]
     is_reference: bool = False
 
     @property
@@ -134,13 +136,16 @@ def duels(result: RowResult, results: Sequence[RowResult]) -> tuple[Duel, ...]:
         if not timed:
             continue
         time, nearest = min(timed, key=lambda pair: abs(np.log(pair[0] / own)))
-        words = {
-            statistic.name: word
-            for statistic in result.statistics
-            if (word := _word(statistic, result, nearest)) is not None
-        }
+        words: dict[str, Word] = {}
+        gaps: dict[str, tuple[float, float]] = {}
+        for own_number in result.statistics:
+            theirs = nearest.statistic(own_number.name)
+            if theirs is not None:
+                gap = _difference(own_number, theirs, result, nearest)
+                gaps[own_number.name] = gap
+                words[own_number.name] = _word(gap, own_number.better)
         is_reference = nearest.row.role == "reference"
-        found.append(Duel(kind, nearest.row.name, time / own, words, is_reference))
+        found.append(Duel(kind, nearest.row.name, time / own, words, gaps, is_reference))
     return tuple(found)
 
 
@@ -188,12 +193,9 @@ def _is_control(other: Row, row: Row, kind: Role) -> bool:
     )
 
 
-def _word(statistic: Statistic, result: RowResult, other: RowResult) -> Word | None:
-    theirs = other.statistic(statistic.name)
-    if theirs is None:
-        return None
-    low, high = _difference(statistic, theirs, result, other)
-    if statistic.better == "lower":
+def _word(gap: tuple[float, float], better: Better) -> Word:
+    low, high = gap
+    if better == "lower":
         low, high = -high, -low
     return "beats" if low > 0 else "loses" if high < 0 else "ties"
 

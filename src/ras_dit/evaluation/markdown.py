@@ -115,7 +115,9 @@ def _duel_table(found: Mapping[str, Sequence[Duel]]) -> str:
     for name, fights in found.items():
         for duel in fights:
             sides = {
-                word: ", ".join(s for s, w in duel.words.items() if w == word)
+                word: ", ".join(
+                    f"{s} ({_gap(duel.gaps[s])})" for s, w in duel.words.items() if w == word
+                )
                 for word in ("beats", "ties", "loses")
             }
             about = "" if duel.equal_time else ", not equal"
@@ -132,8 +134,8 @@ def _duel_table(found: Mapping[str, Sequence[Duel]]) -> str:
     return (
         "## Against the controls of equal time\n\nThe control nearest in time of each kind, equal "
         f"within a factor of {EQUAL:g}. A row beats or loses where the 95 % interval of the "
-        "difference (picture by picture where there is a number per picture) excludes 0.\n\n"
-        + _table(lines)
+        "difference (row minus control, in brackets; picture by picture where there is a number "
+        "per picture) excludes 0.\n\n" + _table(lines)
     )
 
 
@@ -187,6 +189,10 @@ def _estimate(statistic: Statistic | None) -> str:
     digits = ".3f" if abs(statistic.value) < 1.5 else ".2f"
     value, low, high = (f"{n:{digits}}" for n in (statistic.value, statistic.low, statistic.high))
     return f"{value} ({low} to {high})"
+
+
+def _gap(gap: tuple[float, float]) -> str:
+    return f"{gap[0]:+.3g} to {gap[1]:+.3g}"
 
 
 def _number(value: float | None, form: str) -> str:

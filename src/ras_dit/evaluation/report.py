@@ -115,6 +115,7 @@ def csv_report(results: Sequence[RowResult], found: Mapping[str, Sequence[Duel]]
             "scheduler": row.scheduler,
             "cache": None if row.cache is None else row.cache["name"],
             "pictures": result.pictures,
+            "wanted": result.wanted,
             "cost_dense_steps": result.cost,
             "tera_flops": result.tera_flops,
             "seconds": result.median_seconds,
@@ -134,6 +135,9 @@ def csv_report(results: Sequence[RowResult], found: Mapping[str, Sequence[Duel]]
             line[f"against {duel.kind}"] = duel.verdict
             line[f"control {duel.kind}"] = duel.control
             line[f"time ratio {duel.kind}"] = duel.time_ratio
+            for name, (low, high) in duel.gaps.items():
+                line[f"{name} minus {duel.kind} low"] = low
+                line[f"{name} minus {duel.kind} high"] = high
         line |= {f"published {key}": row.published.get(key) for key in headings}
         lines.append(line)
     fields = list(dict.fromkeys(key for line in lines for key in line))

@@ -18,6 +18,7 @@ Cost = Callable[[RASConfig | None, int], float]
 
 _OWN = ("name", "steps", "scheduler", "cache", "published", "images", "without")
 _SOURCES = ("paper", "preset")
+_LIMITS = ("images", "without")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,80}")
 
 
@@ -70,6 +71,21 @@ class Row:
         return cls(**{**data, "without": tuple(data["without"])})
 
 
+@dataclass(frozen=True)
+class Controls:
+    """Which controls are added.
+
+    Attributes:
+        roles: Those of :data:`CONTROLS`; for ``"second order"`` with the name of the solver.
+        images: The most pictures that an added one has; ``None`` gives it as many as its row.
+        without: Scorers that leave the added ones out, beside those that leave out their row.
+    """
+
+    roles: Mapping[Role, bool | str]
+    images: int | None = None
+    without: tuple[str, ...] = ()
+
+
 def read_rows(rows: object, grid: object, cost: Cost) -> tuple[Row, ...]:
     """The rows that a YAML file asks for.
 
@@ -120,9 +136,7 @@ def add_reference(rows: Sequence[Row], steps: int | None, cost: Cost) -> tuple[R
     return (replace(found, role="reference", images=images), *rest)
 
 
-def add_controls(
-    rows: Sequence[Row], wanted: Mapping[Role, bool | str], cost: Cost
-) -> tuple[Row, ...]:
+def add_controls(rows: Sequence[Row], wanted: Controls, cost: Cost) -> tuple[Row, ...]:
     """Add the controls at equal cost that are not there yet.
 
     For every region-adaptive row: dense with fewer steps of the model's own scheduler, dense with
@@ -131,8 +145,7 @@ def add_controls(
 
     Args:
         rows: The rows, the reference among them.
-        wanted: For each of :data:`CONTROLS`, whether to add it; for ``"second order"`` also the
-            name of the solver.
+        wanted: Which.
         cost: As for :func:`read_rows`.
     """
     found = list(rows)
@@ -150,11 +163,16 @@ def add_controls(
         if row.config is None or row.scheduler is not None:
             continue
         steps = max(1, round(cost(RASConfig.load(row.config), row.steps)))
-        same: dict[str, Any] = {"steps": steps, "images": row.images, "without": row.without}
+        limits = [number for number in (row.images, wanted.images) if number is not None]
+        fewer: dict[str, Any] = {
+            "images": min(limits, default=None),
+            "without": tuple(dict.fromkeys((*row.without, *wanted.without))),
+        }
+        same: dict[str, Any] = {"steps": steps, **fewer}
         dense = cost(None, steps)
-        if wanted["fewer steps"]:
+        if wanted.roles["fewer steps"]:
             add(Row(name=f"dense-{steps}", role="fewer steps", cost=dense, **same))
-        solver = wanted["second order"]
+        solver = wanted.roles["second order"]
         if solver:
             solver = "unipc" if solver is True else solver
             add(
@@ -166,34 +184,42 @@ def add_controls(
                     **same,
                 )
             )
-        if wanted["random"] and row.config["metric"] != "random":
+        if wanted.roles["random"] and row.config["metric"] != "random":
             config = {**row.config, "metric": "random", "keep": "auto"}
             name = _free_name(f"random-{row.steps}-{row.config['sample_ratio']:g}", found, config)
-            add(replace(row, name=name, role="random", config=config, published={}))
+            add(replace(row, name=name, role="random", config=config, published={}, **fewer))
     return tuple(found)
 
 
-def read_controls(data: object) -> dict[Role, bool | str]:
+def read_controls(data: object) -> Controls:
     """Which controls a YAML file wants: all, unless it says no to one by name.
+
+    Args:
+        data: Its ``controls``: true or false for all, or a mapping with ``fewer_steps``,
+            ``second_order``, ``random``, ``images`` and ``without``.
 
     Raises:
         RASError: If it names a control that there is not.
     """
     if isinstance(data, bool):
-        return dict.fromkeys(CONTROLS, data)
+        return Controls(dict.fromkeys(CONTROLS, data))
     given = {} if data is None else _mapping(data, "controls")
+    images = given.pop("images", None)
+    if images is not None and (type(images) is not int or images < 1):
+        raise RASError(f"controls.images={images!r}; expected at least 1")
+    without = tuple(map(str, _list(given.pop("without", None), "controls.without")))
     names = {role.replace(" ", "_"): role for role in CONTROLS}
-    wanted: dict[Role, bool | str] = dict.fromkeys(CONTROLS, True)
+    roles: dict[Role, bool | str] = dict.fromkeys(CONTROLS, True)
     for key, value in given.items():
         role = names.get(key)
         if role is None:
-            raise RASError(f"controls has {key!r}; expected {', '.join(names)}")
+            raise RASError(f"controls has {key!r}; expected {', '.join((*names, *_LIMITS))}")
         if isinstance(value, bool) or (role == "second order" and value in SOLVERS):
-            wanted[role] = value
+            roles[role] = value
         else:
             solvers = f" or {', '.join(SOLVERS)}" if role == "second order" else ""
             raise RASError(f"controls.{key}={value!r}; expected true or false{solvers}")
-    return wanted
+    return Controls(roles, images, without)
 
 
 def _row(data: Mapping[str, Any], number: int, cost: Cost) -> Row:
