@@ -221,7 +221,7 @@ def static_run(config: RASConfig, steps: int = 28, count: int = 64) -> Trace:
             records.append(StepTrace(plan.index, "dense", 0.5, count, ()))
             continue
         if public is None:
-            ranks = priority(std_score(noise), drops, config.kept_scores, config.starvation_scale)
+            ranks = priority(std_score(noise), drops, config.kept_scores, config.drop_weight)
             active = choose(ranks, plan.num_active)
         elif not plan.repeats_active:
             low, _ = public.split(count - plan.num_active)

@@ -22,7 +22,7 @@ SOURCE = ROOT / "src" / "ras_dit"
 ENGINE = {"attention", "cache", "engine", "observe", "patch", "session"}
 FRONT = {
     *("cli", "console", "options"),
-    *("evaluation", "generate", "loading", "outline", "report", "study"),
+    *("diagnosis", "evaluation", "generate", "loading", "outline", "report", "study"),
     *("animation", "figures", "portrait", "sheet", "visualization"),
 }
 
@@ -61,13 +61,15 @@ LAYERS = layers()
         ("validation", {"errors"}),
         ("public_code", {"errors"}),
         ("config_files", {"errors", "public_code"}),
-        ("config", {"config_files", "errors", "public_code", "validation"}),
+        ("rules", set()),
+        ("config", {"config_files", "errors", "public_code", "rules", "validation"}),
+        ("multirate", {"rules", "tokens"}),
         ("schedule", {"config", "errors"}),
         ("tokens", set()),
         ("selection", {"config", "errors", "public_code"}),
         ("fresh", {"errors", "tokens"}),
-        ("storage", {"config", "fresh"}),
-        ("cache", {"config", "fresh", "storage", "tokens"}),
+        ("storage", {"fresh", "rules"}),
+        ("cache", {"fresh", "rules", "storage", "tokens"}),
         ("trace", {"errors", "tokens"}),
         ("observe", set()),
         ("adapters", {"errors", "tokens"}),
@@ -83,7 +85,9 @@ LAYERS = layers()
                 "config",
                 "errors",
                 "fresh",
+                "multirate",
                 "recording",
+                "rules",
                 "schedule",
                 "storage",
                 "tokens",
@@ -117,7 +121,7 @@ def test_the_reference_shares_no_code_with_the_engine() -> None:
 
 
 def test_the_maths_needs_only_torch() -> None:
-    for name in ("selection", "tokens", "fresh", "storage", "cache"):
+    for name in ("selection", "tokens", "fresh", "storage", "cache", "multirate"):
         tree = ast.parse((SOURCE / f"{name}.py").read_text("utf-8"))
         roots = {
             (node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name)

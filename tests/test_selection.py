@@ -110,7 +110,7 @@ def test_no_score_keeps_a_token_out_for_a_whole_run(ratio: float) -> None:
     drops, in_a_row, refreshed = torch.zeros(3, 400), torch.zeros(3, 400), torch.zeros(3, 400)
     without = torch.zeros(3, 400)
     for _ in range(3 * limit):
-        ranks = priority(score, drops, "low", config.starvation_scale)
+        ranks = priority(score, drops, "low", config.drop_weight)
         without.scatter_(1, choose(ranks, round(400 * ratio)), 1)
         active = choose(overdue_first(ranks, in_a_row, limit), round(400 * ratio))
         refreshed.scatter_(1, active, 1)

@@ -12,9 +12,9 @@ import ras_dit
 from family_laws import SPARSE, run, run_sparse
 from pipelines import sd3_inputs, sd3_pipeline, take
 from ras_dit.cache import BranchCache, KVCache
-from ras_dit.config import Storage
 from ras_dit.fresh import FreshRows
 from ras_dit.hooks import TransformerHooks
+from ras_dit.rules import Storage
 from ras_dit.storage import Buffers, decode, encode
 
 EIGHT_BITS: list[Literal["int8", "float8"]] = ["int8", "float8"]

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
-from ras_dit.config import Storage
 from ras_dit.fresh import FreshRows
+from ras_dit.rules import Storage
 from ras_dit.storage import Buffers, HeldRows, PackedRows
 from ras_dit.tokens import scatter_rows
 
@@ -120,6 +121,7 @@ class BranchCache:
         layers: K/V caches by (layer, operation within the layer).
         masks: The different attention masks of the layers, as far as they take space.
         output: Last output of every row, ``[B, L, C]``: the image tokens, or the whole sequence.
+        returned: What the transformer returned last, for a step that is skipped.
     """
 
     signature: object
@@ -129,6 +131,7 @@ class BranchCache:
     layers: dict[Place, KVCache] = field(default_factory=dict)
     masks: list[torch.Tensor] = field(default_factory=list)
     output: torch.Tensor | None = None
+    returned: Any = None
     length: int = 0
 
     @property

@@ -60,7 +60,11 @@ class Chooser:
         self._generator: torch.Generator | None = None
 
     def choose(
-        self, noise_pred: torch.Tensor, plan: StepPlan, given: torch.Tensor | None
+        self,
+        noise_pred: torch.Tensor,
+        plan: StepPlan,
+        given: torch.Tensor | None,
+        errors: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The active tokens of the planned step, sorted, int64 ``[B, A]``.
 
@@ -69,6 +73,7 @@ class Chooser:
             plan: The step.
             given: Tokens that are no work because they are given, bool ``[rows, N]``; the images
                 are its first rows.
+            errors: Scores of the ``"innovation"`` metric, ``[B, N]``.
 
         Raises:
             RASError: If a metric of the caller's returns something else than scores, or the run
@@ -78,7 +83,7 @@ class Chooser:
             shape = noise_pred.shape[0], self._num_tokens
             self._drops = torch.zeros(shape, device=noise_pred.device)
         if self._config.public_code is None:
-            active = choose(self._priorities(noise_pred, given), plan.num_active)
+            active = choose(self._priorities(noise_pred, given, errors), plan.num_active)
         else:
             active = self._as_public_code(self._config.public_code, noise_pred, plan)
         self._drops = count_drops(self._drops, active, self._config.starvation)
@@ -95,16 +100,18 @@ class Chooser:
         """Free every tensor."""
         self._drops = self._in_a_row = self._generator = None
 
-    def _priorities(self, noise_pred: torch.Tensor, given: torch.Tensor | None) -> torch.Tensor:
+    def _priorities(
+        self, noise_pred: torch.Tensor, given: torch.Tensor | None, errors: torch.Tensor | None
+    ) -> torch.Tensor:
         """What ranks the tokens of each image, ``[B, N]``."""
-        score = self._score(noise_pred)
+        score = self._score(noise_pred) if errors is None else errors
         # Given frames in front are no part of what the scheduler gets.
         missing = self._num_tokens - score.shape[1]
         if missing:
             score = F.pad(score, (missing, 0), value=1.0)
         assert self._drops is not None
         config = self._config
-        ranks = priority(score, self._drops, config.kept_scores, config.starvation_scale)
+        ranks = priority(score, self._drops, config.kept_scores, config.drop_weight)
         if config.longest_drop is not None:
             if self._in_a_row is None:
                 self._in_a_row = torch.zeros_like(ranks)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 from ras_dit.config_files import read_fields
 from ras_dit.errors import RASError, RASWarning
 from ras_dit.public_code import PUBLIC_STARVATION_SCALE, PublicCode
+from ras_dit.rules import CacheDtype, LineRules, Storage
 from ras_dit.validation import (
     ResetSteps,
     check_choice,
@@ -24,41 +25,21 @@ from ras_dit.validation import (
 if TYPE_CHECKING:
     import torch
 
-Metric = Literal["std", "l2", "random"]
+Metric = Literal["std", "l2", "random", "innovation"]
 MetricFunction = Callable[["torch.Tensor"], "torch.Tensor"]
 Keep = Literal["low", "high", "auto"]
 Schedule = Literal["constant", "linear"] | tuple[float, ...] | Callable[[int, int], float]
 Starvation = Literal["total", "since_refresh"]
 Text = Literal["fresh", "keep"]
-CacheDtype = Literal["model", "int8", "float8"]
+Forecast = Literal["hold", "linear"]
+Solver = Literal["stock", "ab2"]
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
 # Resets of the paper as fractions of the selective window: 12 and 20 of 28 and of 30 steps.
 _PAPER_RESETS = {"sd3": (8 / 24, 16 / 24), "lumina": (8 / 26, 16 / 26)}
 # The paper's direction: a low standard deviation marks the main subject (Eq. 1), a large norm a
 # region in need of refinement (supplementary material, section 6.1).
-_PAPER_KEEP: Mapping[str, Literal["low", "high"]] = {"std": "low", "l2": "high", "random": "high"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Storage:
-    """How a run stores its caches.
-
-    Attributes:
-        dtype: ``"model"`` for the model's own; ``"int8"`` and ``"float8"`` (e4m3) keep a scale
-            for every row of every head.
-        offload: Whether keys and values stay in CPU memory and come over for their layer only.
-        static: Whether buffers keep their addresses from step to step and run to run.
-    """
-
-    dtype: CacheDtype = "model"
-    offload: bool = False
-    static: bool = False
-
-    @property
-    def packs(self) -> bool:
-        """Whether keys and values have to be copied at all."""
-        return self.static or self.offload or self.dtype != "model"
+_PAPER_KEEP: Mapping[str, Literal["low", "high"]] = {"std": "low"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,13 +60,16 @@ class RASConfig:
             in the paper). Integers are step indices, floats in (0, 1) are fractions of the
             window; an empty sequence means none.
         metric: What scores a token: ``"std"`` (Eq. 1), ``"l2"`` (supplementary material,
-            section 6.1), ``"random"`` (the control of Table 8), or a callable. A callable gets the
-            guided noise prediction as float32 ``[B, N, P, C]`` (images, tokens, latent pixels
-            per token, channels) and returns finite, non-negative scores ``[B, N]``.
+            section 6.1), ``"random"`` (the control of Table 8), ``"innovation"`` (the error that
+            its forecast is expected to have, :mod:`ras_dit.multirate`), or a callable. A callable
+            gets the guided noise prediction as float32 ``[B, N, P, C]`` (images, tokens, latent
+            pixels per token, channels) and returns finite, non-negative scores ``[B, N]``.
         keep: Whether tokens with the ``"low"`` or the ``"high"`` scores stay active. ``"auto"``
-            is the paper's direction: low for std, high for l2, and high for a callable.
+            is low for std (the paper's direction), high for everything else.
         starvation_scale: Strength k >= 0 with which each dropped step pulls a token back
             towards being active, on the logarithm of the score (Eq. 1: ``exp(k * drops)``).
+            ``None`` means 0.1 (the public code's), and 0 for ``"innovation"``, which grows by
+            itself while a token is left out.
         starvation: What counts as drops: ``"total"`` over the run (the paper), or
             ``"since_refresh"``, since the token last went through.
         max_dropped: Sparse steps in a row after which a token that was left out in all of them is
@@ -94,7 +78,8 @@ class RASConfig:
             ``None`` leaves it to ``starvation_scale`` alone.
         schedule: How the ratio runs over the sparse steps. ``"constant"``; ``"linear"`` from
             ``first_ratio`` on, with mean ``sample_ratio`` (the paper's dynamic sampling ratio);
-            a sequence with one ratio per step of the whole run (1.0 is a dense step), which sets
+            a sequence with one ratio per step of the whole run (1.0 is a dense step, 0.0 one
+            without the transformer: every output is held or forecast), which sets
             ``sample_ratio`` to its mean over the sparse steps; or a callable that gets the step's
             index and the number of steps and returns the ratio of a selective step.
         first_ratio: Ratio of the first sparse step of a ``"linear"`` schedule, in (0, 1]:
@@ -114,6 +99,16 @@ class RASConfig:
             are exact; those of inactive tokens are rounded.
         offload_cache: Whether keys and values are kept in CPU memory and come to the model's
             device for their layer only. Slow; for what does not fit otherwise.
+        forecast: What stands for a token that is left out: ``"hold"``, its last output (the paper),
+            or ``"linear"``, a line through its last two fresh outputs over the noise level. For
+            flow matching with the Euler scheduler; with others outputs are held, with a warning.
+        forecast_damping: Factor of that line's slope, in (0, 1].
+        solver: ``"stock"``, the scheduler's own steps, or ``"ab2"``, those of the two-step
+            Adams-Bashforth method for every token by itself, under the same condition as
+            ``forecast``.
+        correction_age: When a token is refreshed, its step since its last refresh is corrected to
+            the trapezoidal rule if it is no more than so many scheduler steps long; 0 for never.
+            Under the same condition.
         public_code: Follow the paper's public code, quirks included; see :meth:`microsoft`.
 
     Raises:
@@ -126,7 +121,7 @@ class RASConfig:
     reset_steps: ResetSteps = "auto"
     metric: Metric | MetricFunction = "std"
     keep: Keep = "auto"
-    starvation_scale: float = 0.1
+    starvation_scale: float | None = None
     starvation: Starvation = "total"
     max_dropped: int | Literal["auto"] | None = "auto"
     schedule: Schedule = "constant"
@@ -137,13 +132,24 @@ class RASConfig:
     static_cache: bool = False
     cache_dtype: CacheDtype = "model"
     offload_cache: bool = False
+    forecast: Forecast = "hold"
+    forecast_damping: float = 1.0
+    solver: Solver = "stock"
+    correction_age: int = 0
     public_code: PublicCode | None = None
 
     def __post_init__(self) -> None:
         check_number("sample_ratio", self.sample_ratio, "in (0, 1]", lambda x: 0 < x <= 1)
         object.__setattr__(self, "sample_ratio", float(self.sample_ratio))
-        check_number("starvation_scale", self.starvation_scale, "a number >= 0", lambda x: x >= 0)
-        object.__setattr__(self, "starvation_scale", float(self.starvation_scale))
+        if self.starvation_scale is not None:
+            check_number(
+                "starvation_scale", self.starvation_scale, "a number >= 0", lambda x: x >= 0
+            )
+            object.__setattr__(self, "starvation_scale", float(self.starvation_scale))
+        check_choice("forecast", self.forecast, get_args(Forecast))
+        check_choice("solver", self.solver, get_args(Solver))
+        check_number("forecast_damping", self.forecast_damping, "in (0, 1]", lambda x: 0 < x <= 1)
+        check_int("correction_age", self.correction_age, 0, "0 corrects nothing")
         if self.warmup_steps is not None:
             check_int("warmup_steps", self.warmup_steps, 1, "the caches need one dense step")
         if self.stop_step is not None:
@@ -211,8 +217,8 @@ class RASConfig:
             check_number(
                 f"schedule[{index}]",
                 ratio,
-                "in (0, 1] (skipped steps, 0.0, cannot be had yet)",
-                lambda x: 0 < x <= 1,
+                "in [0, 1]",
+                lambda x: 0 <= x <= 1,
             )
         if ratios[0] != 1:
             raise RASError(
@@ -224,7 +230,7 @@ class RASConfig:
                 f"schedule={list(ratios)} names every step; leave out warmup_steps, stop_step and "
                 "reset_steps, and write 1.0 for dense steps"
             )
-        sparse = [ratio for ratio in ratios if ratio < 1]
+        sparse = [ratio for ratio in ratios if 0 < ratio < 1]
         mean = math.fsum(sparse) / len(sparse) if sparse else 1.0
         if self.sample_ratio not in (type(self).sample_ratio, mean):
             raise RASError(
@@ -252,7 +258,30 @@ class RASConfig:
         """The direction of ``keep`` with ``"auto"`` resolved."""
         if self.keep != "auto":
             return self.keep
-        return _PAPER_KEEP[self.metric] if isinstance(self.metric, str) else "high"
+        return _PAPER_KEEP.get(self.metric, "high") if isinstance(self.metric, str) else "high"
+
+    @property
+    def may_skip(self) -> bool:
+        """Whether a step may do without the transformer."""
+        schedule = self.schedule
+        return callable(schedule) or (not isinstance(schedule, str) and 0.0 in schedule)
+
+    @property
+    def drop_weight(self) -> float:
+        """``starvation_scale`` with ``None`` resolved."""
+        if self.starvation_scale is not None:
+            return self.starvation_scale
+        return 0.0 if self.metric == "innovation" else PUBLIC_STARVATION_SCALE
+
+    @property
+    def line_rules(self) -> LineRules:
+        """What a run does with each token's line."""
+        return LineRules(
+            linear=self.forecast == "linear",
+            damping=self.forecast_damping,
+            second_order=self.solver == "ab2",
+            correction_age=self.correction_age,
+        )
 
     @property
     def longest_drop(self) -> int | None:

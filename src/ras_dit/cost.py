@@ -61,7 +61,8 @@ def forward_flops(
         work: The arithmetic of the transformer, ``description.work(transformer.config)``.
         batch: Rows of the model batch.
         num_tokens: Image tokens N per row.
-        num_active: Image tokens n per row that go through the blocks; N for a dense call.
+        num_active: Image tokens n per row that go through the blocks; N for a dense call, 0
+            for one that is skipped.
         num_text_tokens: Text tokens T per row.
         keeps_text: Whether the text of an earlier call is kept.
 
@@ -69,11 +70,13 @@ def forward_flops(
         RASError: If a number is out of range.
     """
     _check_shape(batch, num_tokens, num_text_tokens)
-    if not 1 <= num_active <= num_tokens:
+    if not 0 <= num_active <= num_tokens:
         raise RASError(
             f"num_active={num_active} of num_tokens={num_tokens}; "
-            f"expected between 1 and {num_tokens}"
+            f"expected between 0 and {num_tokens}"
         )
+    if num_active == 0:
+        return 0
     fresh_text = 0 if keeps_text else num_text_tokens
     row = (
         work.per_sample

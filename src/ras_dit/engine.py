@@ -63,14 +63,20 @@ class Engine:
         self._finished: Session | None = None
         self._trace: Trace | None = None
         self._recording: Recording | None = None
-        self._warned = False
+        self._warned: set[str] = set()
         self._buffers = Buffers()
         self._kept_for: object = None
         self._observed: list[Any] = []
         self._parts: list[TransformerHooks] = []
         try:
             for called in transformers:
-                part = TransformerHooks(called, description, self._begin_call, self)
+                part = TransformerHooks(
+                    called,
+                    description,
+                    self._begin_call,
+                    self,
+                    may_skip=config.may_skip or (replay is not None and replay.num_skipped > 0),
+                )
                 self._parts.append(part)
         except BaseException:
             self.detach()
@@ -171,6 +177,7 @@ class Engine:
             num_evaluations=count,
             sigmas=sigmas[first : first + count + 1] if isinstance(sigmas, torch.Tensor) else None,
             latents=description.first_latents(arguments).shape[1:],
+            is_euler=is_flow_euler(scheduler),
         )
         kept_for = shape.latents, shape.dtype
         if self._kept_for != kept_for:
@@ -191,27 +198,37 @@ class Engine:
             record=self.record,
             buffers=self._buffers,
         )
-        if session.is_dense and self.config.sample_ratio < 1 and not (self.replay or self._warned):
-            self._warned = True
-            warnings.warn(
-                f"RAS does nothing in this run: its {count} scheduler steps are all dense "
-                f"(warmup_steps={self.config.warmup_steps}, stop_step={self.config.stop_step}, "
-                f"{shape.grid.num_tokens} tokens at sample_ratio={self.config.sample_ratio}); use "
-                "more steps or a smaller warmup_steps",
-                RASWarning,
-                stacklevel=2,
-            )
-        device = description.first_latents(arguments).device
-        if self.config.offload_cache and device.type == "cpu" and not self._warned:
-            self._warned = True
-            warnings.warn(
-                "offload_cache does nothing here: the transformer itself runs on the CPU, and the "
-                "caches are in its memory anyway",
-                RASWarning,
-                stacklevel=2,
-            )
+        self._warn_of(session, description.first_latents(arguments).device)
         self._session = session
         return session
+
+    def _warn_of(self, session: Session, device: torch.device) -> None:
+        """Say once of each thing that was asked for that it does nothing here."""
+        config, shape = self.config, session.shape
+        found = {}
+        if session.is_dense and config.sample_ratio < 1 and not self.replay:
+            found["dense"] = (
+                f"RAS does nothing in this run: its {shape.num_evaluations} scheduler steps are "
+                f"all dense (warmup_steps={config.warmup_steps}, stop_step={config.stop_step}, "
+                f"{shape.grid.num_tokens} tokens at sample_ratio={config.sample_ratio}); use "
+                "more steps or a smaller warmup_steps"
+            )
+        if config.offload_cache and device.type == "cpu":
+            found["offload"] = (
+                "offload_cache does nothing here: the transformer itself runs on the CPU, and the "
+                "caches are in its memory anyway"
+            )
+        if config.line_rules.changes_steps and not shape.is_euler:
+            found["forecast"] = (
+                f"forecast={config.forecast!r}, solver={config.solver!r} and correction_age="
+                f"{config.correction_age} do nothing here: they need the deterministic "
+                "FlowMatchEulerDiscreteScheduler; outputs are held, and the scheduler's own steps "
+                "are taken"
+            )
+        for kind, message in found.items():
+            if kind not in self._warned:
+                self._warned.add(kind)
+                warnings.warn(message, RASWarning, stacklevel=2)
 
     def _steps_to_come(self, scheduler: Any) -> tuple[int, int]:
         """Index of the first timestep that is really run, and the calls of ``step`` from there."""
@@ -285,11 +302,20 @@ class Engine:
         session = self._session
         if session is None or session.finished or not session.called:
             return noise_pred, sample
-        noise_pred, sample = session.transform(noise_pred, sample)
+        handed_on = session.transform(noise_pred, sample)
         if session.end_step(noise_pred):
             self._finished = session
             self.drop()
-        return noise_pred, sample
+        return handed_on
+
+
+def is_flow_euler(scheduler: Any) -> bool:
+    """Whether a scheduler's steps are ``x + (t_next - t) * v`` with noise levels t."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    return isinstance(scheduler, FlowMatchEulerDiscreteScheduler) and not getattr(
+        scheduler.config, "stochastic_sampling", False
+    )
 
 
 def denoisers(pipe: Any) -> dict[str, nn.Module]:

@@ -9,11 +9,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """In place of a call's arguments: the module is not run, and this is what it returns."""
+
+    output: Any
 
 
 def uncompiled(module: Any) -> Any:
@@ -26,24 +34,31 @@ class Entrance:
 
     Args:
         called: The module that is called.
-        before: Gets the call's arguments; returns others, or ``None``.
-        after: Runs after the call, also of one that fails.
+        before: Gets the call's arguments; returns others, or ``None``, or with ``may_skip``
+            :class:`Skipped`.
+        after: Gets what the call returned, ``None`` of one that failed.
+        may_skip: Whether calls may be skipped. The module's call is replaced then, as by
+            ``module.compile()``, rather than followed by hooks.
     """
 
     def __init__(
         self,
         called: nn.Module,
-        before: Callable[[tuple[Any, ...], dict[str, Any]], Call | None],
-        after: Callable[[], None],
+        before: Callable[[tuple[Any, ...], dict[str, Any]], Call | Skipped | None],
+        after: Callable[[Any], None],
+        *,
+        may_skip: bool = False,
     ) -> None:
         self._called = called
         self._before = before
         self._after = after
         self._compiled = _compiled_call(called)
+        self._wrapper: Callable[..., Any] | None = None
         self._handles: list[Any] = []
-        if self._compiled is not None:
+        if self._compiled is not None or may_skip:
             # In place: torch runs this instead of the module's own call, hooks included.
-            self._wrapper = functools.partial(self._run, self._compiled)
+            call = self._compiled or called._call_impl  # noqa: SLF001
+            self._wrapper = functools.partial(self._run, call)
             _set_compiled_call(called, self._wrapper)
         else:
             self._handles = [
@@ -53,17 +68,18 @@ class Entrance:
 
     def leads_to(self, called: nn.Module) -> bool:
         """Whether this is in front of the module as it is called now."""
-        current = _compiled_call(called)
-        own = self._wrapper if self._compiled is not None else None
-        return called is self._called and current is own
+        return called is self._called and _compiled_call(called) is self._wrapper
 
     def close(self) -> None:
         """Give the module its own call back."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if self._compiled is not None and _compiled_call(self._called) is self._wrapper:
-            _set_compiled_call(self._called, self._compiled)
+        if self._wrapper is not None and _compiled_call(self._called) is self._wrapper:
+            if self._compiled is None:
+                del vars(self._called)["_compiled_call_impl"]
+            else:
+                _set_compiled_call(self._called, self._compiled)
 
     def __reduce__(self) -> tuple[type[_NoEntrance], tuple[()]]:
         """Copies and pickles of the module are stock."""
@@ -71,20 +87,26 @@ class Entrance:
 
     def _run(self, compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         changed = self._before(args, kwargs)
-        if changed is not None:
-            args, kwargs = changed
+        output = None
         try:
-            return compiled(*args, **kwargs)
+            if isinstance(changed, Skipped):
+                return changed.output
+            if changed is not None:
+                args, kwargs = changed
+            output = compiled(*args, **kwargs)
+            return output
         finally:
-            self._after()
+            self._after(output)
 
     def _on_call(
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Call | None:
-        return self._before(args, kwargs)
+        changed = self._before(args, kwargs)
+        assert not isinstance(changed, Skipped)
+        return changed
 
-    def _on_return(self, _module: nn.Module, _args: Any, _output: Any) -> None:
-        self._after()
+    def _on_return(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        self._after(output)
 
 
 class _NoEntrance(Entrance):
@@ -99,7 +121,7 @@ def _no_change(_args: Any, _kwargs: Any) -> None:
     return None
 
 
-def _nothing() -> None:
+def _nothing(_output: Any) -> None:
     return None
 
 

@@ -6,6 +6,7 @@ active tokens are gathered; behind the last layer the rows are put back together
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -19,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from ras_dit.adapters import TokenArgument, TransformerDescription
 from ras_dit.attention import AttentionLayer
 from ras_dit.checks import block_parameters, submodule
-from ras_dit.entrance import Entrance, uncompiled
+from ras_dit.entrance import Entrance, Skipped, uncompiled
 from ras_dit.errors import UnsupportedError
 from ras_dit.fresh import FreshRows
 from ras_dit.session import TransformerCall
@@ -37,6 +38,7 @@ class TransformerHooks:
         description: What it looks like.
         begin: Asked at every call what it computes.
         owner: The engine, so that it can be found from its transformer.
+        may_skip: Whether some calls are to be skipped.
 
     Raises:
         UnsupportedError: If the transformer is not what the description says. Nothing is left
@@ -49,12 +51,15 @@ class TransformerHooks:
         description: TransformerDescription,
         begin: Begin,
         owner: object,
+        *,
+        may_skip: bool = False,
     ) -> None:
         self.transformer = transformer = uncompiled(called)
         self.description = description
         self.owner = owner
         self.model_config = cast("Mapping[str, Any]", transformer.config)
         self._begin = begin
+        self._may_skip = may_skip
         self._call: TransformerCall | None = None
         self._gathered: dict[str, tuple[Any, Any]] = {}
         self._streams: dict[str, tuple[Any, torch.Tensor]] = {}
@@ -110,7 +115,12 @@ class TransformerHooks:
         if self._entrance is None or not self._entrance.leads_to(called):
             if self._entrance is not None:
                 self._entrance.close()
-            self._entrance = Entrance(called, self._before_transformer, self._after_transformer)
+            self._entrance = Entrance(
+                called,
+                self._before_transformer,
+                self._after_transformer,
+                may_skip=self._may_skip,
+            )
 
     def follow_replaced_modules(self) -> None:
         """Processors and the output layer may be others now (IP-adapters, LoRA)."""
@@ -157,10 +167,13 @@ class TransformerHooks:
 
     def _before_transformer(
         self, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | Skipped | None:
         self.end_call()
         arguments = self._signature.bind(*args, **kwargs).arguments
         self._call = call = self._begin(self, arguments)
+        if call is not None and call.is_skipped:
+            # A copy: callers may write to it.
+            return Skipped(copy.deepcopy(call.cache.returned))
         if call is None or call.fresh is None:
             return None
         # Row numbers are made here, so that a compiled transformer only looks them up.
@@ -172,9 +185,12 @@ class TransformerHooks:
             arguments[name] = _each(arguments[name], call.fresh.take)
         return (), arguments
 
-    def _after_transformer(self) -> None:
-        if self._call is not None and self._call.fills_caches:
-            self._call.cache.settle()
+    def _after_transformer(self, output: Any) -> None:
+        call = self._call
+        if call is not None and call.fills_caches:
+            call.cache.settle()
+        if call is not None and not call.is_skipped:
+            call.cache.returned = copy.deepcopy(output) if call.is_repeated else None
         self.end_call()
 
     def _before_block(

@@ -25,7 +25,7 @@ class PlanRow:
     Attributes:
         first: Index of the first step.
         last: Index of the last step.
-        kind: ``"dense"`` or ``"sparse"``.
+        kind: ``"dense"``, ``"sparse"`` or ``"skipped"``.
         num_active: Active image tokens per image.
         cost: FLOPs of one step over those of a dense step, in (0, 1].
     """
@@ -85,11 +85,11 @@ class PlanTable:
     @property
     def mean_ratio(self) -> float | None:
         """Mean share of active tokens over the sparse steps; ``None`` without one."""
-        sparse = [row for row in self.rows if row.kind == "sparse"]
+        sparse = [(row.last - row.first + 1, row) for row in self.rows if row.kind == "sparse"]
         if not sparse:
             return None
-        active = sum((row.last - row.first + 1) * row.num_active for row in sparse)
-        return active / ((self.num_steps - self.num_dense) * self.grid.num_tokens)
+        active = sum(steps * row.num_active for steps, row in sparse)
+        return active / (sum(steps for steps, _ in sparse) * self.grid.num_tokens)
 
     @property
     def num_graphs(self) -> int:
@@ -179,7 +179,8 @@ def plan_table(
     for (kind, num_active), group in groupby(plans, lambda plan: (plan.kind, plan.num_active)):
         steps = [plan.index for plan in group]
         cost = flops(num_active) / flops(count)
-        rows.append(PlanRow(steps[0], steps[-1], kind, num_active, cost))
+        shown = kind if num_active else "skipped"
+        rows.append(PlanRow(steps[0], steps[-1], shown, num_active, cost))
     sparse = any(row.kind == "sparse" for row in rows)
     counted = [replace(plan, num_active=with_references(plan.num_active)) for plan in plans]
     return PlanTable(

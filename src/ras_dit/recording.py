@@ -14,7 +14,7 @@ from ras_dit.trace import Trace
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """Every step of one run, on the CPU, in the dtypes in which the scheduler saw them.
+    """Every step of one run, on the CPU, in the dtypes of the run, before any forecast.
 
     It takes ``2 * steps`` times the memory of the latents: 28 steps of one 1024 x 1024 picture
     of Stable Diffusion 3 are 28 MiB in half precision.

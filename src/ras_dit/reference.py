@@ -342,7 +342,7 @@ def _active_mask(
             f"the active sets are for {images} images, but the model batch has {rows} rows; "
             "give the call as many prompts as the recorded run had"
         )
-    if int(active.max()) >= num_tokens:
+    if active.numel() and int(active.max()) >= num_tokens:
         raise RASError(
             f"token {int(active.max())} is active, but there are only {num_tokens} image tokens; "
             "give the call the height and width of the recorded run"
@@ -356,7 +356,7 @@ def _check_sets(active: ActiveSets) -> None:
     for step, sets in enumerate(active):
         if sets is None:
             continue
-        if sets.ndim != 2 or sets.dtype != torch.int64 or 0 in sets.shape or len(images) > 1:
+        if sets.ndim != 2 or sets.dtype != torch.int64 or not sets.shape[0] or len(images) > 1:
             raise RASError(
                 f"the active set of step {step} is {sets.dtype} {list(sets.shape)}; expected "
                 "int64 [B, A] with the same number of images B in every step"

@@ -20,7 +20,8 @@ class StepPlan:
     Attributes:
         index: Number of scheduler steps before this one.
         kind: ``"dense"`` (all tokens) or ``"sparse"`` (the active tokens only).
-        num_active: Image tokens that go through the transformer, per image.
+        num_active: Image tokens that go through the transformer, per image; 0 in a skipped step,
+            which does not call it.
         repeats_active: Whether the step takes over the active tokens of the step before it (a
             quirk of the public code's last sparse step).
     """
@@ -41,8 +42,10 @@ def count_active(sample_ratio: float, num_tokens: int, granularity: int = 1) -> 
 
     Returns:
         The multiple of ``granularity`` nearest to ``sample_ratio * num_tokens``, at least one
-        granule and at most ``num_tokens``.
+        granule and at most ``num_tokens``; 0 for a ratio of 0, a skipped step.
     """
+    if sample_ratio == 0:
+        return 0
     granules = max(1, int(sample_ratio * num_tokens / granularity + 0.5))
     return min(num_tokens, granules * granularity)
 
@@ -119,10 +122,10 @@ def _ratios(config: RASConfig, selective: list[int], num_evaluations: int) -> li
     if callable(config.schedule):
         ratios = [config.schedule(index, num_evaluations) for index in selective]
         for index, ratio in zip(selective, ratios, strict=True):
-            if not 0 < ratio <= 1:
+            if not 0 <= ratio <= 1:
                 raise RASError(
                     f"schedule({index}, {num_evaluations}) returned {ratio!r}; expected a ratio in "
-                    "(0, 1] (skipped steps, 0.0, cannot be had yet)"
+                    "[0, 1]"
                 )
         return ratios
     if config.schedule == "linear" and len(selective) > 1:

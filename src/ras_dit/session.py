@@ -18,10 +18,12 @@ from ras_dit.chooser import Chooser
 from ras_dit.config import RASConfig
 from ras_dit.errors import RASError
 from ras_dit.fresh import FreshRows
+from ras_dit.multirate import Lines
 from ras_dit.recording import Recording
+from ras_dit.rules import LineRules
 from ras_dit.schedule import StepPlan, plan_steps
 from ras_dit.storage import Buffers
-from ras_dit.tokens import TokenGrid, TokenLayout, TokenOrder
+from ras_dit.tokens import PixelMap, TokenGrid, TokenLayout, TokenOrder
 from ras_dit.trace import Call, StepTrace, Trace, pack_active
 
 
@@ -36,6 +38,7 @@ class RunShape:
         num_evaluations: Calls of ``scheduler.step`` to come.
         sigmas: Noise levels of those calls and the last one, where the scheduler has them.
         latents: Sizes of one image's latents in its first call.
+        is_euler: Whether the scheduler takes Euler steps of a flow over its noise levels.
     """
 
     transformer: str
@@ -44,6 +47,7 @@ class RunShape:
     num_evaluations: int
     sigmas: torch.Tensor | None
     latents: torch.Size | None = None
+    is_euler: bool = False
 
     @property
     def grid(self) -> TokenGrid:
@@ -60,6 +64,8 @@ class TransformerCall:
         num_image: Image tokens, references included.
         fills_caches: Whether a dense call has to leave keys, values and outputs behind.
         fresh: The rows that a sparse call computes; ``None`` in a dense call.
+        is_skipped: Whether the transformer is not run: what it returned last is returned again.
+        is_repeated: Whether what it returns has to be kept for the next step.
         entered: Whether the first block was reached.
         length: Rows of a whole sequence, as the first block is given them.
     """
@@ -68,6 +74,8 @@ class TransformerCall:
     num_image: int
     fills_caches: bool
     fresh: FreshRows | None = None
+    is_skipped: bool = False
+    is_repeated: bool = False
     entered: bool = False
     length: int = 0
 
@@ -122,6 +130,9 @@ class Session:
             sigmas=shape.sigmas,
             frames_first=frames_first,
         )
+        self._by_token = by_token
+        self._frames_first = frames_first
+        self._lines: Lines | None = None
         self._index = 0
         self._branches: dict[tuple[int, int], BranchCache] = {}
         self._calls: list[Call] = []
@@ -189,47 +200,60 @@ class Session:
             not self._outgrown
             and plan.kind == "sparse"
             and cache is not None
-            and cache.filled
+            and (cache.filled or plan.num_active == 0)
             and cache.signature == signature
             and batch % self._images == 0
         )
         layout = self.shape.layout
-        if usable:
+        repeats = not self._outgrown and self._next_count(skipped=True) == 0
+        if usable and (plan.num_active or (cache is not None and cache.returned is not None)):
             assert cache is not None
             self._calls.append(Call(batch, plan.num_active))
+            if plan.num_active == 0:
+                return TransformerCall(cache, layout.num_image, False, is_skipped=True)
             fresh = self._fresh_rows(branch, batch, starts)
-            return TransformerCall(cache, layout.num_image, False, fresh)
+            return TransformerCall(cache, layout.num_image, False, fresh, is_repeated=repeats)
         self._branches.pop(branch, None)
         cache = BranchCache(signature, self._storage, branch, self._buffers)
-        fills = (
-            not self._outgrown
-            and self._index + 1 < len(self.plans)
-            and self.plans[self._index + 1].kind == "sparse"
-        )
-        if fills:
+        following = self._next_count(skipped=False)
+        fills = not self._outgrown and following < layout.grid.num_tokens
+        if fills or repeats:
             self._branches[branch] = cache
         self._calls.append(Call(batch, layout.grid.num_tokens))
         num_image = 0 if self._outgrown else layout.num_image
-        return TransformerCall(cache, num_image, fills)
+        return TransformerCall(cache, num_image, fills, is_repeated=repeats)
+
+    def _next_count(self, *, skipped: bool) -> int:
+        """Active tokens of the next step, or of the next one that is not skipped."""
+        for plan in self.plans[self._index + 1 :]:
+            if plan.num_active or skipped:
+                return plan.num_active
+        return self.shape.grid.num_tokens
 
     def transform(
         self, noise_pred: torch.Tensor, sample: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What the scheduler gets in place of the guided noise and the sample.
 
-        Held outputs are merged by the transformer's own output already, so this is the identity.
+        Held outputs are merged by the transformer's own output already, so this is the identity
+        but for forecasts, solvers and corrections (:mod:`ras_dit.multirate`).
         """
         if self._record:
             # Copies: pipelines and schedulers may write to either.
             kept = noise_pred.to("cpu", copy=True), sample.to("cpu", copy=True)
             self._recorded.append(kept)
+        if self._wants_lines and not self._outgrown:
+            if self._lines is None:
+                self._lines = self._new_lines(noise_pred)
+            active = None if self._was_dense else self._active
+            noise_pred, sample = self._lines.advance(noise_pred, sample, active, self._index)
         return noise_pred, sample
 
     def end_step(self, noise_pred: torch.Tensor) -> bool:
         """Record a step, choose the active tokens of the next; say whether it was the last.
 
         Args:
-            noise_pred: The guided noise prediction of all tokens, as the scheduler gets it.
+            noise_pred: The guided noise prediction of all tokens, held outputs among them.
 
         Raises:
             RASError: If a metric of the caller's returns something else than scores.
@@ -237,7 +261,7 @@ class Session:
         plan = self.plans[self._index]
         self._images = noise_pred.shape[0]
         num_tokens = self.shape.grid.num_tokens
-        if all(call.num_active == num_tokens for call in self._calls):
+        if self._was_dense:
             # No branch could use its caches, so the step was a dense one, planned or not.
             plan = replace(plan, kind="dense", num_active=num_tokens)
         packed = None
@@ -264,7 +288,35 @@ class Session:
             return self._replayed_set(plan, noise_pred)
         if plan.repeats_active and self._active is not None:
             return self._active
-        return self._chooser.choose(noise_pred, plan, self._given)
+        if plan.num_active == 0:
+            return torch.empty(self._images, 0, dtype=torch.int64, device=noise_pred.device)
+        errors = None
+        if self.config.metric == "innovation" and self._lines is not None:
+            errors = self._lines.predicted_errors(plan.index)
+        return self._chooser.choose(noise_pred, plan, self._given, errors)
+
+    @property
+    def _was_dense(self) -> bool:
+        """Whether all calls of the step computed all tokens, planned or not."""
+        num_tokens = self.shape.grid.num_tokens
+        return all(call.num_active == num_tokens for call in self._calls)
+
+    @property
+    def _wants_lines(self) -> bool:
+        is_changed = self.shape.is_euler and self.config.line_rules.changes_steps
+        return is_changed or self.config.metric == "innovation"
+
+    def _new_lines(self, noise_pred: torch.Tensor) -> Lines:
+        """Over the scheduler's noise levels, or, where it has no Euler steps, over step numbers."""
+        shape = self.shape
+        if shape.is_euler and shape.sigmas is not None:
+            rules, times = self.config.line_rules, shape.sigmas
+        else:
+            rules = LineRules()
+            times = torch.arange(len(self.plans) + 1, device=noise_pred.device)
+        num_tokens = shape.grid.num_tokens
+        pixels = PixelMap(noise_pred, self._by_token, num_tokens, frames_first=self._frames_first)
+        return Lines(rules, pixels, num_tokens, times)
 
     def _replayed_set(self, plan: StepPlan, noise_pred: torch.Tensor) -> torch.Tensor:
         assert self._replayed is not None
@@ -284,7 +336,7 @@ class Session:
             self._buffers.clear()
         self._fresh_by_batch.clear()
         self._chooser.forget()
-        self._active = self._given = None
+        self._active = self._given = self._lines = None
 
     def trace(self) -> Trace:
         """The record as a :class:`Trace`; reads the noise levels from their device."""

@@ -11,8 +11,8 @@ from typing import Literal
 
 import torch
 
-from ras_dit.config import Storage
 from ras_dit.fresh import FreshRows
+from ras_dit.rules import Storage
 
 _LARGEST = {"int8": 127.0, "float8": 448.0}
 # Scales are halves; below this a row counts as zero.

@@ -6,10 +6,12 @@ C channels, h and w the token grid, f its frames.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch.nn import functional as F
 
 # Where the image tokens stand in a sequence that also holds text; "text_around" is a place of
 # its own in every row, with text before and behind it.
@@ -152,3 +154,58 @@ def scatter_rows(tokens: torch.Tensor, rows: torch.Tensor, updates: torch.Tensor
     """
     flat = tokens.view(tokens.shape[0] * tokens.shape[1], *tokens.shape[2:])
     flat.index_copy_(0, rows, updates.reshape(rows.shape[0], *tokens.shape[2:]))
+
+
+class PixelMap:
+    """Between one number per token and the latent pixels of a noise prediction.
+
+    Args:
+        noise_pred: A noise prediction, as :func:`by_token` takes it.
+        sort: Sorts such latents by token, ``[B, n, P, C]``; n may be less than the N tokens of the
+            picture where given frames in front are no part of what the scheduler gets.
+        num_tokens: N.
+        frames_first: Whether frames stand before channels.
+
+    Raises:
+        ValueError: If a latent pixel belongs to no token, so that nothing could stand for it.
+    """
+
+    def __init__(
+        self,
+        noise_pred: torch.Tensor,
+        sort: Callable[[torch.Tensor], torch.Tensor],
+        num_tokens: int,
+        *,
+        frames_first: bool = False,
+    ) -> None:
+        self._dim = channel_dim(noise_pred, frames_first=frames_first)
+        self._owners: torch.Tensor | None = None
+        if noise_pred.ndim == 3:
+            found, pixels = noise_pred.shape[1], noise_pred.shape[1]
+            self._missing = num_tokens - found
+        else:
+            self._sort = sort
+            self._shape = noise_pred.narrow(self._dim, 0, 1).shape[1:]
+            pixels = self._shape.numel()
+            numbers = torch.arange(pixels, device=noise_pred.device).view(1, *self._shape)
+            order = sort(numbers)[0].flatten(1)
+            self._missing = num_tokens - order.shape[0]
+            found = order.numel()
+            self._owners = torch.empty_like(order.flatten())
+            if found == pixels:
+                tokens = torch.arange(order.shape[0], device=order.device) + self._missing
+                self._owners[order.flatten()] = tokens.repeat_interleave(order.shape[1])
+        if found != pixels or self._missing < 0:
+            raise ValueError(f"{pixels} latent pixels, and {found} of them belong to tokens")
+
+    def spread(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Numbers ``[B, N]`` at their tokens' pixels, with a channel dimension of 1."""
+        if self._owners is None:
+            return numbers[:, self._missing :].unsqueeze(2)
+        return numbers[:, self._owners].view(numbers.shape[0], *self._shape)
+
+    def mean(self, latents: torch.Tensor) -> torch.Tensor:
+        """Means over each token's pixels and channels, ``[B, N]``; 0 for tokens without pixels."""
+        by_pixel = latents.mean(self._dim, keepdim=True)
+        means = by_pixel[..., 0] if self._owners is None else self._sort(by_pixel).mean((2, 3))
+        return F.pad(means, (self._missing, 0)) if self._missing else means

@@ -23,7 +23,7 @@ class Call:
 
     Attributes:
         batch: Rows of the model batch (images times guidance branches in one batch).
-        num_active: Image tokens per row that went through the transformer.
+        num_active: Image tokens per row that went through the transformer; 0 if it was not run.
     """
 
     batch: int
@@ -36,7 +36,7 @@ class StepTrace:
 
     Attributes:
         index: Steps before this one.
-        kind: ``"dense"`` or ``"sparse"``.
+        kind: ``"dense"`` or ``"sparse"``; a sparse step without active tokens was skipped.
         sigma: Noise level at which the transformer was called, ``None`` where the scheduler has
             no sigmas.
         num_tokens: Image tokens N per image.
@@ -101,6 +101,11 @@ class Trace:
     def num_dense_steps(self) -> int:
         """Steps in which every image token was active."""
         return sum(step.kind == "dense" for step in self.steps)
+
+    @property
+    def num_skipped(self) -> int:
+        """Steps that did not call the transformer."""
+        return sum(step.num_active == 0 for step in self.steps)
 
     def active_counts(self) -> torch.Tensor:
         """In how many steps each token was active, int64 ``[B, h, w]``, or ``[B, f, h, w]``."""

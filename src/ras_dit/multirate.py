@@ -1,0 +1,183 @@
+"""Multirate sampling: a line in the noise level for every token, and what it was wrong by.
+
+Region-adaptive sampling is a multirate method: an active token takes a short step, one that is left
+out a long one. Held outputs make its order 1 (Eq. 2 of arXiv 2502.10389). Here every token keeps
+its last fresh output v, its slope and the noise level t of that output, so that
+
+- a token that is left out moves along its line, ``v + slope * (t_n - t)``;
+- an active one takes a step of the two-step Adams-Bashforth method, whose steps may vary;
+- the line's error at the next refresh, the *innovation*, is known for nothing: it predicts the
+  error to come, and corrects the token's long step to the trapezoidal rule.
+
+All of it becomes one noise prediction for an ordinary Euler scheduler, ``x + (t_next - t_n) * v``.
+Shape letters: B images, N image tokens, A active tokens; L is the shape of the noise prediction.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ras_dit.rules import LineRules
+from ras_dit.tokens import PixelMap
+
+# Weight of the newest innovation in a token's error constant.
+_NEWEST = 0.5
+
+
+class Lines:
+    """The lines of all tokens over one run, float32.
+
+    Args:
+        rules: What to do with them.
+        pixels: Where each token's pixels are.
+        num_tokens: N.
+        times: Noise levels of the steps and the last one, or another measure of time, ``[S + 1]``.
+    """
+
+    def __init__(
+        self, rules: LineRules, pixels: PixelMap, num_tokens: int, times: torch.Tensor
+    ) -> None:
+        self._rules = rules
+        self._pixels = pixels
+        self._num_tokens = num_tokens
+        self._times = times.float()
+        self._value: torch.Tensor | None = None
+        self._slope: torch.Tensor | None = None
+        self._travelled: torch.Tensor | None = None
+        self._constants: torch.Tensor | None = None
+        self._since = torch.empty(0)
+        self._age = torch.empty(0)
+
+    def advance(
+        self, noise_pred: torch.Tensor, sample: torch.Tensor, active: torch.Tensor | None, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take in a step's outputs; what an Euler scheduler is to get in their place.
+
+        Args:
+            noise_pred: Fresh outputs of active tokens, anything for the others, L.
+            sample: The latents that the step starts from, L.
+            active: int64 ``[B, A]``; ``None`` where all are.
+            step: Number of the step.
+
+        Returns:
+            Noise prediction and sample in their own dtypes; the ones given where nothing changes.
+        """
+        fresh_value = noise_pred.to(torch.float32, copy=True)
+        now = self._times[step]
+        if self._value is None:
+            batch = noise_pred.shape[0]
+            self._value = fresh_value
+            self._age = torch.zeros(batch, self._num_tokens, device=noise_pred.device)
+            self._since = self._age + now
+            return self._hand_on(noise_pred, sample, None, step)
+        self._age += 1
+        gap = now - self._since
+        fresh = None if active is None else _mask(self._age, active)
+        moved = fresh_value - self._value
+        line_error = moved
+        if self._slope is not None and self._rules.linear:
+            line_error = moved - self._slope * (self._pixels.spread(gap) * self._rules.damping)
+        self._learn(line_error, gap, fresh)
+        spread_fresh = None if fresh is None else self._pixels.spread(fresh)
+        sample = self._corrected(sample, fresh_value, gap, spread_fresh)
+        secant = moved / self._pixels.spread(gap)
+        if fresh is None or spread_fresh is None:
+            self._value, self._slope = fresh_value, secant
+            self._since = torch.zeros_like(gap) + now
+            self._age.zero_()
+        else:
+            self._value = torch.where(spread_fresh, fresh_value, self._value)
+            old = torch.zeros_like(secant) if self._slope is None else self._slope
+            self._slope = torch.where(spread_fresh, secant, old)
+            self._since = torch.where(fresh, now, self._since)
+            self._age.masked_fill_(fresh, 0)
+        return self._hand_on(noise_pred, sample, spread_fresh, step)
+
+    def predicted_errors(self, step: int) -> torch.Tensor:
+        """How wrong each token's line is expected to be when the given step begins.
+
+        The innovation of its last refresh times the growth since: ``c * |t_step - t|^p`` with p of
+        :attr:`LineRules.order` and ``c = innovation / |gap|^p``, averaged over its refreshes.
+
+        Returns:
+            float32 ``[B, N]``, root mean squares over a token's pixels and channels.
+        """
+        distance = (self._times[step] - self._since).abs()
+        if self._constants is None:
+            return distance
+        return self._constants * distance**self._rules.order
+
+    def _learn(
+        self, line_error: torch.Tensor, gap: torch.Tensor, fresh: torch.Tensor | None
+    ) -> None:
+        """Error constants of refreshed tokens."""
+        error = self._pixels.mean(line_error.square()).sqrt_()
+        constants = error / gap.abs() ** self._rules.order
+        if self._constants is None:
+            # Tokens without an innovation of their own yet get their image's mean.
+            known = constants if fresh is None else torch.where(fresh, constants, float("nan"))
+            mean = known.nanmean(dim=1, keepdim=True)
+            self._constants = constants if fresh is None else torch.where(fresh, constants, mean)
+            return
+        newest = torch.lerp(self._constants, constants, _NEWEST)
+        self._constants = newest if fresh is None else torch.where(fresh, newest, self._constants)
+
+    def _corrected(
+        self,
+        sample: torch.Tensor,
+        fresh_value: torch.Tensor,
+        gap: torch.Tensor,
+        spread_fresh: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The sample after the trapezoidal rule over the long step of each refreshed token."""
+        if self._travelled is None:
+            return sample
+        assert self._value is not None
+        right = (self._age <= self._rules.correction_age).float() * gap * 0.5
+        wanted = (self._value + fresh_value) * self._pixels.spread(right)
+        late = self._pixels.spread((self._age <= self._rules.correction_age).float())
+        change = wanted - self._travelled * late
+        if spread_fresh is not None:
+            change = change * spread_fresh
+            self._travelled = self._travelled * ~spread_fresh
+        else:
+            self._travelled = None
+        return (sample.float() + change).to(sample.dtype)
+
+    def _hand_on(
+        self,
+        noise_pred: torch.Tensor,
+        sample: torch.Tensor,
+        spread_fresh: torch.Tensor | None,
+        step: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean output of every token over the step to come."""
+        rules = self._rules
+        is_last = step + 2 == len(self._times)
+        length = self._times[step + 1] - self._times[step]
+        assert self._value is not None
+        effective = self._value
+        if self._slope is not None and (rules.linear or rules.second_order):
+            # The mean of a line over a step is its value in the middle; at the clean image there is
+            # nothing to gain from a second order, and often something to lose.
+            middle = length * 0.5 if rules.second_order and not is_last else length * 0.0
+            if spread_fresh is None:
+                if rules.second_order and not is_last:
+                    effective = torch.add(self._value, self._slope * middle)
+            else:
+                line = rules.damping if rules.linear else 0.0
+                age = self._pixels.spread(self._times[step] - self._since)
+                along = torch.where(spread_fresh, middle, (age + middle) * line)
+                effective = self._value + self._slope * along
+        if rules.correction_age:
+            distance = effective * length
+            kept = self._travelled
+            self._travelled = distance if kept is None else kept + distance
+        if effective is self._value and spread_fresh is None:
+            return noise_pred, sample
+        return effective.to(noise_pred.dtype), sample
+
+
+def _mask(like: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    mask = torch.zeros_like(like, dtype=torch.bool)
+    return mask.scatter_(1, active, value=True)

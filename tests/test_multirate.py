@@ -1,0 +1,354 @@
+"""The laws of each token's line: orders of accuracy, corrections, predicted errors."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ras_dit
+from pipelines import hooks_of, sd3_inputs, sd3_pipeline, sd3_transformer, take
+from ras_dit.adapters import DESCRIPTIONS
+from ras_dit.cost import plan_cost
+from ras_dit.multirate import Lines
+from ras_dit.reference import masked_reference
+from ras_dit.rules import LineRules
+from ras_dit.schedule import plan_steps
+from ras_dit.tokens import PixelMap, by_token
+
+TOKENS = 6
+SETS = {
+    3: [[0, 1], [2, 5]],
+    4: [[3, 1], [2, 4]],
+    5: [[0, 5], [0, 1]],
+    6: [[1, 4], [3, 5]],
+    8: [[0, 1], [2, 3]],
+}
+SPARSE = {"sample_ratio": 0.4, "warmup_steps": 3, "reset_steps": (6,)}
+BEST = {"forecast": "linear", "solver": "ab2", "correction_age": 3, "metric": "innovation"}
+
+
+def latents(channels: int = 4) -> torch.Tensor:
+    return torch.randn(2, channels, 4, 6, generator=torch.Generator().manual_seed(0))
+
+
+def sort(noise: torch.Tensor) -> torch.Tensor:
+    return by_token(noise, 2)
+
+
+def drive(
+    rules: LineRules,
+    velocity: Any,
+    times: torch.Tensor,
+    sets: dict[int, list[list[int]]],
+    start: torch.Tensor,
+) -> tuple[torch.Tensor, Lines]:
+    """A run whose velocity is known at every time; inactive tokens get rubbish."""
+    lines = Lines(rules, PixelMap(start, sort, TOKENS), TOKENS, times)
+    sample = start
+    for step in range(len(times) - 1):
+        noise = velocity(times[step])
+        active = None
+        if step in sets:
+            active = torch.tensor(sets[step])
+            mask = torch.zeros(2, TOKENS).scatter_(1, active, 1.0)
+            noise = torch.where(lines._pixels.spread(mask) > 0, noise, torch.tensor(7.0))
+        noise, sample = lines.advance(noise, sample, active, step)
+        sample = sample + (times[step + 1] - times[step]) * noise
+    return sample, lines
+
+
+def uneven_times(steps: int = 10) -> torch.Tensor:
+    shifted = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    return 3 * shifted / (1 + 2 * shifted)
+
+
+def test_lines_are_exact_where_the_velocity_is_linear() -> None:
+    """Whatever the sets and the steps: only the first step, of order 1, is in error."""
+    base, slope = latents(), latents().flip(0)
+    times = uneven_times()
+    # The last step is of order 1 on purpose: end before it.
+    end, lines = drive(
+        LineRules(linear=True, second_order=True),
+        lambda t: base + slope * t,
+        torch.cat([times, times[-1:]]),
+        SETS,
+        torch.zeros_like(base),
+    )
+    exact = -(base + slope / 2)
+    first = slope * (times[1] - times[0]) ** 2 / 2
+    torch.testing.assert_close(end.double(), (exact - first).double(), atol=2e-6, rtol=0)
+    assert lines.predicted_errors(10).max() < 1e-4
+
+
+@pytest.mark.parametrize("rules", [LineRules(correction_age=9), LineRules(True, 0.5, True, 9)])
+def test_corrected_steps_are_the_trapezoidal_rule(rules: LineRules) -> None:
+    """Exact for a linear velocity at a dense end, whatever was integrated in between."""
+    base, slope = latents(), latents().flip(0)
+    times = uneven_times()
+    times = torch.cat([times, times[-1:]])  # a dense evaluation at the end, and no way to go
+    end, _ = drive(rules, lambda t: base + slope * t, times, SETS, torch.zeros_like(base))
+    torch.testing.assert_close(end, -(base + slope / 2), atol=2e-6, rtol=0)
+    old, _ = drive(
+        LineRules(correction_age=1), lambda t: base + slope * t, times, SETS, torch.zeros_like(base)
+    )
+    assert (old - end).abs().max() > 1e-2  # older steps stay as they were
+
+
+def test_the_order_of_a_dense_run() -> None:
+    """Twice as many steps: half the error of Euler, a quarter of Adams-Bashforth."""
+    start = latents()
+    errors: dict[bool, list[float]] = {}
+    for second in (False, True):
+        for steps in (40, 80):
+            times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+            end, _ = drive(
+                LineRules(second_order=second),
+                lambda t: start * math.cos(5 * t),
+                times,
+                {},
+                torch.zeros_like(start),
+            )
+            exact = -start * math.sin(5) / 5
+            errors.setdefault(second, []).append(float((end - exact).abs().max()))
+    assert errors[False][0] / errors[False][1] == pytest.approx(2, rel=0.1)
+    assert errors[True][0] / errors[True][1] > 3.3
+
+
+def test_held_tokens_get_their_last_output() -> None:
+    base = latents()
+    lines = Lines(LineRules(), PixelMap(base, sort, TOKENS), TOKENS, uneven_times())
+    noise, sample = lines.advance(base, base, None, 0)
+    assert noise is base
+    assert sample is base
+    active = torch.tensor([[1, 2], [0, 3]])
+    noise, _ = lines.advance(base + 1, base, active, 1)
+    mask = torch.zeros(2, TOKENS).scatter_(1, active, 1.0)
+    torch.testing.assert_close(sort(noise - base)[..., 0, 0], mask)
+
+
+@given(st.integers(1, 4), st.floats(0.1, 0.9))
+def test_predicted_errors_grow_with_a_power_of_the_distance(steps: int, scale: float) -> None:
+    """In a run of held outputs with a linear velocity they are the errors."""
+    base, slope = latents(), latents().flip(0) * scale
+    times = uneven_times()
+    velocity = lambda t: base + slope * t  # noqa: E731
+    _, lines = drive(LineRules(), velocity, times[: steps + 2], {}, base)
+    predicted = lines._constants
+    assert predicted is not None
+    size = sort(slope).square().mean((2, 3)).sqrt()
+    torch.testing.assert_close(predicted, size, rtol=1e-3, atol=1e-3)
+    step = len(times[: steps + 2]) - 1
+    expected = size * float(times[step - 1] - times[step])
+    torch.testing.assert_close(lines.predicted_errors(step), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["picture", "video", "frames first", "packed", "given frames"])
+def test_numbers_go_to_the_pixels_of_their_tokens(kind: str) -> None:
+    frames_first = kind == "frames first"
+    shape = {
+        "picture": (2, 3, 4, 6),
+        "video": (2, 3, 2, 4, 6),
+        "frames first": (2, 2, 3, 4, 6),
+        "packed": (2, 6, 12),
+        "given frames": (2, 3, 2, 4, 6),
+    }[kind]
+    noise = torch.randn(shape)
+    order = functools.partial(by_token, patch=2, frames_first=frames_first)
+    if noise.ndim == 5:
+        order = functools.partial(by_token, patch=(1, 2, 2), frames_first=frames_first)
+    missing = 6 if kind == "given frames" else 0
+    count = order(noise).shape[1] + missing
+    pixels = PixelMap(noise, order, count, frames_first=frames_first)
+    numbers = torch.rand(2, count)
+    spread = pixels.spread(numbers).expand_as(noise)
+    expected = numbers[:, missing:, None, None].expand_as(order(noise))
+    torch.testing.assert_close(order(spread.contiguous()), expected)
+    means = pixels.mean(noise)
+    torch.testing.assert_close(means[:, missing:], order(noise).mean((2, 3)))
+    assert not means[:, :missing].any()
+
+
+def test_a_pixel_without_a_token_is_refused() -> None:
+    with pytest.raises(ValueError, match="24 latent pixels, and 16 of them"):
+        PixelMap(latents(), lambda noise: sort(noise)[:, :4], TOKENS)
+
+
+class ByTheBook(FlowMatchEulerDiscreteScheduler):
+    """The same method, token by token in float64 lists, from a trace's active tokens."""
+
+    trace: ras_dit.Trace
+    rules = (3, True, 0.75)  # correction age, second order, damping
+    patch = 2
+
+    def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
+        super().set_timesteps(*args, **kwargs)
+        self.lines: dict[tuple[int, int], dict[str, Any]] = {}
+        self.number = 0
+
+    def step(self, model_output: Any, timestep: Any, sample: Any, **_: Any) -> Any:
+        number = self.number
+        self.number += 1
+        now, then = float(self.sigmas[number]), float(self.sigmas[number + 1])
+        correction, second, damping = self.rules
+        is_last = number + 2 == len(self.sigmas) or not second
+        active = self.trace.steps[number].active
+        noise, result = model_output.double(), sample.double().clone()
+        width = sample.shape[-1] // self.patch
+        for image in range(sample.shape[0]):
+            chosen = None if active is None else set(active[image].tolist())
+            for token in range(sample.shape[-2] // self.patch * width):
+                row, column = divmod(token, width)
+                rows = slice(row * self.patch, (row + 1) * self.patch)
+                columns = slice(column * self.patch, (column + 1) * self.patch)
+                place = (image, slice(None), rows, columns)
+                line = self.lines.setdefault((image, token), {"age": 0})
+                line["age"] += 1
+                fresh = chosen is None or token in chosen
+                if fresh:
+                    value = noise[place]
+                    if "value" in line:
+                        gap = now - line["time"]
+                        if line["age"] <= correction:
+                            trapezoid = (line["value"] + value) / 2 * gap
+                            result[place] += trapezoid - line["gone"]
+                        line["slope"] = (value - line["value"]) / gap
+                    line |= {"value": value, "time": now, "age": 0, "gone": 0.0}
+                middle = 0.0 if is_last else (then - now) / 2
+                along = middle if fresh else damping * (now - line["time"] + middle)
+                mean = line["value"] + line.get("slope", 0.0) * along
+                line["gone"] = line["gone"] + mean * (then - now)
+                result[place] += mean * (then - now)
+        return (result.to(sample.dtype),)
+
+
+def test_a_sparse_run_equals_the_reference_with_the_same_forecasts() -> None:
+    pipe = sd3_pipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    with ras_dit.enable(pipe, **SPARSE, **BEST, forecast_damping=0.75) as handle:
+        sparse = pipe(**sd3_inputs(2)).images
+    trace = handle.trace
+    assert trace is not None
+    assert any(step.kind == "sparse" for step in trace.steps)
+    pipe.scheduler = ByTheBook(shift=3.0)
+    pipe.scheduler.trace = trace
+    reference = masked_reference(pipe, trace, **sd3_inputs(2))
+    torch.testing.assert_close(sparse, reference, atol=2e-4, rtol=0)
+    with ras_dit.enable(sd3_pipeline(), replay=trace):
+        held = pipe.__class__.__call__(sd3_pipeline(), **sd3_inputs(2)).images
+    assert (held - sparse).abs().max() > 1e-2
+
+
+SKIPPING = (1.0, 1.0, 0.0, 0.4, 0.4, 0.0, 0.0, 1.0, 0.4, 1.0)
+
+
+@pytest.mark.parametrize("forecast", ["hold", "linear"])
+def test_skipped_steps_do_not_run_the_transformer(forecast: Any) -> None:
+    pipe = sd3_pipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
+    runs: list[None] = []
+    pipe.transformer.register_forward_pre_hook(lambda *_: runs.append(None))
+    config = {"schedule": SKIPPING, "forecast": forecast, "solver": "stock"}
+    with ras_dit.enable(pipe, **config) as handle:
+        sparse = pipe(**sd3_inputs(2)).images
+        assert torch.equal(pipe(**sd3_inputs(2)).images, sparse)
+    trace = handle.trace
+    assert trace is not None
+    assert len(runs) == 2 * 7
+    assert [step.num_active for step in trace.steps] == [60, 60, 0, 24, 24, 0, 0, 60, 24, 60]
+    again = ras_dit.Trace.from_json(trace.to_json())
+    assert [step.num_active for step in again.steps] == [step.num_active for step in trace.steps]
+    if forecast == "linear":
+        pipe.scheduler = ByTheBook(shift=3.0)
+        pipe.scheduler.trace, pipe.scheduler.rules = trace, (0, False, 1.0)
+    reference = masked_reference(pipe, trace, **sd3_inputs(2))
+    torch.testing.assert_close(sparse, reference, atol=2e-4, rtol=0)
+    with ras_dit.enable(pipe, replay=trace):
+        runs.clear()
+        pipe(**sd3_inputs(2))
+    assert len(runs) == 7
+
+
+def test_skipping_leaves_nothing_behind() -> None:
+    pipe = sd3_pipeline()
+    stock, before = pipe(**sd3_inputs(1)).images, dict(vars(pipe.transformer))
+    with ras_dit.enable(pipe, schedule=SKIPPING):
+        pipe(**sd3_inputs(1))
+    assert vars(pipe.transformer).keys() == before.keys()
+    assert hooks_of(pipe.transformer) == 0
+    assert torch.equal(pipe(**sd3_inputs(1)).images, stock)
+
+
+def test_skipped_steps_of_a_compiled_transformer() -> None:
+    plain, pipe = sd3_pipeline(layers=1), sd3_pipeline(layers=1)
+    pipe.transformer.compile(backend="eager")
+    with ras_dit.enable(plain, schedule=SKIPPING), ras_dit.enable(pipe, schedule=SKIPPING):
+        expected, found = (p(**sd3_inputs(1)).images for p in (plain, pipe))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_skipped_steps_cost_nothing() -> None:
+    planned = plan_steps(ras_dit.RASConfig(schedule=SKIPPING), 10, 60)
+    work = DESCRIPTIONS["SD3Transformer2DModel"].work(sd3_transformer().config)
+    shape: dict[str, int] = {"batch": 1, "num_tokens": 60, "num_text_tokens": 7}
+    cost = plan_cost(work, planned, **shape)
+    rest = plan_cost(work, [plan for plan in planned if plan.num_active], **shape)
+    assert cost.ras == rest.ras
+    assert cost.limit == pytest.approx(rest.limit * 10 / 7)
+
+
+def test_the_first_step_cannot_be_skipped() -> None:
+    with pytest.raises(ras_dit.RASError, match=r"schedule\[0\]=0.0"):
+        ras_dit.RASConfig(schedule=(0.0, 1.0))
+
+
+def test_ratio_one_without_a_solver_is_stock_bitwise() -> None:
+    pipe = sd3_pipeline()
+    stock = pipe(**sd3_inputs(2)).images
+    with ras_dit.enable(pipe, sample_ratio=1.0, forecast="linear", metric="innovation"):
+        assert torch.equal(pipe(**sd3_inputs(2)).images, stock)
+    with ras_dit.enable(pipe, sample_ratio=1.0, solver="ab2"):
+        assert not torch.equal(pipe(**sd3_inputs(2)).images, stock)
+    assert torch.equal(pipe(**sd3_inputs(2)).images, stock)
+
+
+def test_a_batch_equals_its_images_alone() -> None:
+    """Forecasts and choices are every image's own."""
+    pipe = sd3_pipeline()
+    with ras_dit.enable(pipe, **SPARSE, **BEST):
+        both = pipe(**sd3_inputs(2)).images
+        for image in range(2):
+            one = pipe(**take(sd3_inputs(2), image)).images
+            torch.testing.assert_close(one[0], both[image], atol=1e-4, rtol=0)
+
+
+def test_other_schedulers_hold_outputs_and_say_so() -> None:
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    pipe = sd3_pipeline(scheduler=scheduler)
+    with ras_dit.enable(pipe, **SPARSE, **BEST) as handle:
+        with pytest.warns(ras_dit.RASWarning, match="outputs are held"):
+            sparse = pipe(**sd3_inputs(2)).images
+        again = pipe(**sd3_inputs(2)).images  # no second warning
+    assert torch.equal(sparse, again)
+    assert handle.trace is not None
+    reference = masked_reference(pipe, handle.trace, **sd3_inputs(2))
+    torch.testing.assert_close(sparse, reference, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("forecast", "cubic"),
+        ("solver", "heun"),
+        ("forecast_damping", 0.0),
+        ("forecast_damping", 1.5),
+        ("correction_age", -1),
+    ],
+)
+def test_wrong_values_are_refused(field: str, value: Any) -> None:
+    with pytest.raises(ras_dit.RASError, match=field):
+        ras_dit.RASConfig(**{field: value})
