@@ -22,7 +22,7 @@ from ras_dit.diagnosis.fields import (
     measure_fields,
     read_fields,
 )
-from ras_dit.errors import RASError, UnsupportedError
+from ras_dit.errors import RASError
 from ras_dit.generate import Job, check_size
 
 RATIOS = (0.5, 0.25)
@@ -249,8 +249,8 @@ def _measure_parts(
         if ratio == ratios[0]:
             # Which steps are dense does not depend on the ratio.
             try:
-                keep("text", None, runs.kept_text_run(pipeline, job, trace, config))
-            except UnsupportedError as error:
+                keep("text", None, runs.kept_text_run(pipeline, job, trace, description))
+            except RASError as error:
                 collected.note(f"{PARTS['text']}: {error}")
                 report()
 

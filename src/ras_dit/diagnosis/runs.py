@@ -33,7 +33,8 @@ from ras_dit.errors import UnsupportedError
 from ras_dit.generate import Job, OnStep, generate
 from ras_dit.probe import noise_of, read_latents, with_noise
 from ras_dit.recording import Recording
-from ras_dit.trace import Trace, pack_active
+from ras_dit.reference import MaskedReference
+from ras_dit.trace import Trace
 
 # Gets the index of the step and the guided noise; returns what the scheduler gets.
 Change = Callable[[int, torch.Tensor], torch.Tensor]
@@ -161,22 +162,34 @@ def stale_run(
 
 
 def kept_text_run(
-    pipeline: Any, job: Job, trace: Trace, config: RASConfig, *, on_step: OnStep | None = None
+    pipeline: Any,
+    job: Job,
+    trace: Trace,
+    description: TransformerDescription,
+    *,
+    on_step: OnStep | None = None,
 ) -> Run:
-    """Kept text alone: see the head of this file.
+    """Kept text alone: see the head of this file. At full length, by the masked reference.
 
     Raises:
-        UnsupportedError: If the transformer has no text rows that could be kept.
+        UnsupportedError: If the transformer has no text rows that could be kept, or its
+            attention cannot be followed.
     """
+    if description.text_arguments is None:
+        raise UnsupportedError(
+            f"{description.transformer} attends to its text from the outside, so no text rows "
+            "could be kept"
+        )
     every = torch.arange(trace.num_tokens).expand(trace.batch_size, -1)
-    packed = pack_active(every, trace.num_tokens)
-    steps = tuple(
-        step if step.kind == "dense" else replace(step, packed=packed) for step in trace.steps
-    )
-    with ras_dit.enable(
-        pipeline, config, text="keep", replay=replace(trace, steps=steps, keeps_text=True)
-    ):
-        return stock_run(pipeline, job, on_step=on_step)
+    sets = [None if step.active is None else every for step in trace.steps]
+    reference = MaskedReference(pipeline.transformer, sets, keeps_text=True)
+
+    def end_step(_: int, noise_pred: torch.Tensor) -> torch.Tensor:
+        reference.next_step()
+        return noise_pred
+
+    with reference:
+        return stock_run(pipeline, job, change=end_step, on_step=on_step)
 
 
 def _active_latents(
