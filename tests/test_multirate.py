@@ -339,6 +339,35 @@ def test_other_schedulers_hold_outputs_and_say_so() -> None:
     torch.testing.assert_close(sparse, reference, atol=1e-4, rtol=0)
 
 
+def test_the_number_of_active_tokens_follows_the_expected_errors() -> None:
+    counts, levels = [], {0, 12, 24, 60}
+    for tolerance in (1e-6, 1.2, 2.5, 1e6):
+        pipe = sd3_pipeline()
+        with ras_dit.enable(pipe, **SPARSE, metric="innovation", tolerance=tolerance) as handle:
+            sparse = pipe(**sd3_inputs(2)).images
+        trace = handle.trace
+        assert trace is not None
+        assert {step.num_active for step in trace.steps} <= levels
+        counts.append(sum(step.num_active for step in trace.steps))
+        reference = masked_reference(pipe, trace, **sd3_inputs(2))
+        torch.testing.assert_close(sparse, reference, atol=2e-4, rtol=0)
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] == 600  # nothing is good enough: dense
+    assert counts[-1] == 240  # everything is: only planned dense steps are left
+    assert counts[0] > counts[1] > counts[2] > counts[3]
+
+
+def test_dense_steps_come_on_demand() -> None:
+    dense = []
+    for tolerance in (1e-6, 1e6):
+        pipe = sd3_pipeline()
+        with ras_dit.enable(pipe, **SPARSE, **BEST, reset_tolerance=tolerance) as handle:
+            pipe(**sd3_inputs(2))
+        assert handle.trace is not None
+        dense.append(handle.trace.num_dense_steps)
+    assert dense == [10, 4]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -347,6 +376,8 @@ def test_other_schedulers_hold_outputs_and_say_so() -> None:
         ("forecast_damping", 0.0),
         ("forecast_damping", 1.5),
         ("correction_age", -1),
+        ("tolerance", 0.0),
+        ("reset_tolerance", float("nan")),
     ],
 )
 def test_wrong_values_are_refused(field: str, value: Any) -> None:

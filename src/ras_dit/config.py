@@ -109,6 +109,12 @@ class RASConfig:
         correction_age: When a token is refreshed, its step since its last refresh is corrected to
             the trapezoidal rule if it is no more than so many scheduler steps long; 0 for never.
             Under the same condition.
+        tolerance: Largest error that a token's forecast is expected to have, as a share of the
+            output's root mean square: a sparse step computes none, half of ``sample_ratio``, all of
+            it, or all tokens, the first that is enough for every image of the batch. Reads one
+            small tensor back from the device in every step.
+        reset_tolerance: Expected error of the whole output, as the same share, from which a sparse
+            step becomes a dense one. Reads the same tensor.
         public_code: Follow the paper's public code, quirks included; see :meth:`microsoft`.
 
     Raises:
@@ -136,6 +142,8 @@ class RASConfig:
     forecast_damping: float = 1.0
     solver: Solver = "stock"
     correction_age: int = 0
+    tolerance: float | None = None
+    reset_tolerance: float | None = None
     public_code: PublicCode | None = None
 
     def __post_init__(self) -> None:
@@ -150,6 +158,9 @@ class RASConfig:
         check_choice("solver", self.solver, get_args(Solver))
         check_number("forecast_damping", self.forecast_damping, "in (0, 1]", lambda x: 0 < x <= 1)
         check_int("correction_age", self.correction_age, 0, "0 corrects nothing")
+        for name in ("tolerance", "reset_tolerance"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), "a number > 0", lambda x: x > 0)
         if self.warmup_steps is not None:
             check_int("warmup_steps", self.warmup_steps, 1, "the caches need one dense step")
         if self.stop_step is not None:
@@ -264,7 +275,16 @@ class RASConfig:
     def may_skip(self) -> bool:
         """Whether a step may do without the transformer."""
         schedule = self.schedule
-        return callable(schedule) or (not isinstance(schedule, str) and 0.0 in schedule)
+        return (
+            self.tolerance is not None
+            or callable(schedule)
+            or (not isinstance(schedule, str) and 0.0 in schedule)
+        )
+
+    @property
+    def is_data_driven(self) -> bool:
+        """Whether the number of active tokens follows from what is computed."""
+        return self.tolerance is not None or self.reset_tolerance is not None
 
     @property
     def drop_weight(self) -> float:

@@ -107,6 +107,12 @@ class Lines:
             return distance
         return self._constants * distance**self._rules.order
 
+    def expected_shares(self, step: int) -> torch.Tensor:
+        """:meth:`predicted_errors` as a share of each image's root mean square output."""
+        assert self._value is not None
+        size = self._value.square().flatten(1).mean(1, keepdim=True).sqrt_()
+        return self.predicted_errors(step) / size
+
     def _learn(
         self, line_error: torch.Tensor, gap: torch.Tensor, fresh: torch.Tensor | None
     ) -> None:

@@ -21,7 +21,7 @@ from ras_dit.fresh import FreshRows
 from ras_dit.multirate import Lines
 from ras_dit.recording import Recording
 from ras_dit.rules import LineRules
-from ras_dit.schedule import StepPlan, plan_steps
+from ras_dit.schedule import StepKind, StepPlan, plan_steps
 from ras_dit.storage import Buffers
 from ras_dit.tokens import PixelMap, TokenGrid, TokenLayout, TokenOrder
 from ras_dit.trace import Call, StepTrace, Trace, pack_active
@@ -205,7 +205,7 @@ class Session:
             and batch % self._images == 0
         )
         layout = self.shape.layout
-        repeats = not self._outgrown and self._next_count(skipped=True) == 0
+        repeats = not self._outgrown and self._may_skip_next()
         if usable and (plan.num_active or (cache is not None and cache.returned is not None)):
             assert cache is not None
             self._calls.append(Call(batch, plan.num_active))
@@ -215,7 +215,7 @@ class Session:
             return TransformerCall(cache, layout.num_image, False, fresh, is_repeated=repeats)
         self._branches.pop(branch, None)
         cache = BranchCache(signature, self._storage, branch, self._buffers)
-        following = self._next_count(skipped=False)
+        following = self._next_count()
         fills = not self._outgrown and following < layout.grid.num_tokens
         if fills or repeats:
             self._branches[branch] = cache
@@ -223,12 +223,16 @@ class Session:
         num_image = 0 if self._outgrown else layout.num_image
         return TransformerCall(cache, num_image, fills, is_repeated=repeats)
 
-    def _next_count(self, *, skipped: bool) -> int:
-        """Active tokens of the next step, or of the next one that is not skipped."""
-        for plan in self.plans[self._index + 1 :]:
-            if plan.num_active or skipped:
-                return plan.num_active
-        return self.shape.grid.num_tokens
+    def _next_count(self) -> int:
+        """Active tokens of the next step that is not skipped."""
+        counts = (plan.num_active for plan in self.plans[self._index + 1 :] if plan.num_active)
+        return next(counts, self.shape.grid.num_tokens)
+
+    def _may_skip_next(self) -> bool:
+        """Whether the next step may do without the transformer."""
+        following = self.plans[self._index + 1 : self._index + 2]
+        adapts = self.config.tolerance is not None
+        return any(plan.num_active == 0 or adapts for plan in following if plan.kind == "sparse")
 
     def transform(
         self, noise_pred: torch.Tensor, sample: torch.Tensor
@@ -279,15 +283,36 @@ class Session:
         if plan.kind == "dense":
             self._chooser.refreshed()
         if self.plans[self._index].kind == "sparse" and not self._outgrown:
+            if self.config.is_data_driven and self._lines is not None and self._replayed is None:
+                self._adapt(self._lines)
             self._active = self._select(noise_pred, self.plans[self._index])
         return False
 
-    def _select(self, noise_pred: torch.Tensor, plan: StepPlan) -> torch.Tensor:
-        """The active tokens of the next step."""
+    def _adapt(self, lines: Lines) -> None:
+        """Let the next step compute as many tokens as the expected errors ask for."""
+        plan, config, num_tokens = self.plans[self._index], self.config, self.shape.grid.num_tokens
+        errors = lines.expected_shares(plan.index)
+        too_wrong = errors > (config.tolerance or float("inf"))
+        neediest = torch.stack([too_wrong.sum(1).max(), errors.square().mean(1).max().sqrt()])
+        count, overall = neediest.tolist()
+        num_active = plan.num_active
+        if config.tolerance is not None:
+            levels = (0, -(-num_active // 2), num_active, num_tokens)
+            num_active = next(level for level in levels if level >= count)
+        if config.reset_tolerance is not None and overall > config.reset_tolerance:
+            num_active = num_tokens
+        kind: StepKind = "dense" if num_active == num_tokens else "sparse"
+        adapted = replace(plan, kind=kind, num_active=num_active)
+        self.plans = (*self.plans[: plan.index], adapted, *self.plans[plan.index + 1 :])
+
+    def _select(self, noise_pred: torch.Tensor, plan: StepPlan) -> torch.Tensor | None:
+        """The active tokens of the next step; ``None`` if all are."""
         if self._replayed is not None:
             return self._replayed_set(plan, noise_pred)
         if plan.repeats_active and self._active is not None:
             return self._active
+        if plan.kind == "dense":
+            return None
         if plan.num_active == 0:
             return torch.empty(self._images, 0, dtype=torch.int64, device=noise_pred.device)
         errors = None
@@ -304,7 +329,7 @@ class Session:
     @property
     def _wants_lines(self) -> bool:
         is_changed = self.shape.is_euler and self.config.line_rules.changes_steps
-        return is_changed or self.config.metric == "innovation"
+        return is_changed or self.config.metric == "innovation" or self.config.is_data_driven
 
     def _new_lines(self, noise_pred: torch.Tensor) -> Lines:
         """Over the scheduler's noise levels, or, where it has no Euler steps, over step numbers."""
