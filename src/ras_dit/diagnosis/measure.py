@@ -19,6 +19,7 @@ from ras_dit.diagnosis.fields import (
     QUANTITIES,
     Fields,
     Series,
+    flow_sigmas,
     measure_fields,
     read_fields,
 )
@@ -160,6 +161,8 @@ def diagnose(
         if not 0 < ratio < 1:
             raise RASError(f"ratio={ratio}; expected a share of active tokens in (0, 1)")
     check_size(pipeline, job)
+    if getattr(pipeline.scheduler, "sigmas", None) is None:
+        flow_sigmas([None])  # refuses before the first run
     if groups is None:
         names = list(dict.fromkeys(job.prompts))
         groups = [names.index(prompt) for prompt in job.prompts]

@@ -35,7 +35,9 @@ def draw_spread(diagnosis: Diagnosis) -> bytes:
     )
     for level, word in ((LITTLE_SPREAD, "little below"), (MUCH_SPREAD, "much above")):
         left.axhline(level, color=_GREY, linewidth=0.8, linestyle=":")
-        left.annotate(word, (1, level), xytext=(0, 2), textcoords="offset points", fontsize=7)
+        left.annotate(
+            word, (0, level), xytext=(0, 2), textcoords="offset points", fontsize=7, ha="right"
+        )
     left.set_ylim(bottom=0)
     _panel(
         middle,
@@ -103,13 +105,16 @@ def draw_parts(diagnosis: Diagnosis) -> bytes:
         ends = None
         if low is not None and high is not None:
             ends = [[max(0.0, estimate.mean - low)], [max(0.0, high - estimate.mean)]]
-        axes.barh(place, estimate.mean, xerr=ends, color=_COLOURS[part.name], capsize=2)
+        colour = _COLOURS[part.name]
+        axes.errorbar(estimate.mean, place, xerr=ends, fmt="o", color=colour, capsize=3)
         ratio = "" if part.ratio is None else f", ratio {part.ratio:g}"
         labels.append(f"{PARTS[part.name]}{ratio}")
     axes.set_yticks(range(len(labels)), labels, fontsize=8)
     axes.invert_yaxis()
     if any(part.estimate.mean > 0 for part in diagnosis.parts):
         axes.set_xscale("log")
+    axes.grid(axis="both", color="#dddddd", linewidth=0.6)
+    axes.tick_params(axis="x", which="both", labelsize=7)
     axes.set_xlabel("error of the final latents, over their size")
     return _png(figure)
 

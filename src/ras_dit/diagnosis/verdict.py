@@ -56,7 +56,7 @@ def _widest(diagnosis: Diagnosis) -> float:
 def _headline(diagnosis: Diagnosis) -> str:
     spread = _widest(diagnosis)
     known, past = _mean(diagnosis, "bend_saving"), _mean(diagnosis, "bend_saving_3")
-    bound = f"at most {known:.2f}x with a second-order solver"
+    bound = f"at most {known:.2f}x with a second-order solver if every token's need were known"
     if spread < LITTLE_SPREAD:
         return (
             f"Little to win by selecting tokens ({bound}): tokens change alike, so a better "
@@ -69,8 +69,8 @@ def _headline(diagnosis: Diagnosis) -> str:
             f"cannot be told from three steps before ({past:.2f}x)."
         )
     return (
-        f"{much} to win by selecting tokens: {bound}, {past:.2f}x of it by what was seen three "
-        "steps before."
+        f"{much} to win by selecting tokens: {bound}, {past:.2f}x by what was seen three steps "
+        "before."
     )
 
 
@@ -109,7 +109,7 @@ def _scores(diagnosis: Diagnosis) -> str:
     std, l2 = _mean(diagnosis, "slope_std"), _mean(diagnosis, "slope_l2")
     words = []
     for name, useful, found in (("std", -std, std), ("l2", l2, l2)):
-        word = "points the right way" if useful >= WEAK else "is no better than chance"
+        word = "points the right way" if useful >= WEAK else "says little"
         if useful <= -WEAK:
             word = "points the wrong way"
         words.append(f"{name} ({found:+.2f}) {word}")
@@ -160,7 +160,7 @@ def _parts(diagnosis: Diagnosis) -> list[str]:
     text = diagnosis.part("text")
     if text is not None:
         order = _compare(text, held)
-        word = "as much as held outputs, so keep it only where its work is a large share."
+        word = "about as much as held outputs, so keep it only where its work is a large share."
         if order < 0:
             word = "less than held outputs, so it is cheap to keep."
         elif order > 0:
