@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch.overrides import TorchFunctionMode
 
 import ras_dit
@@ -23,6 +24,7 @@ WAITING = {
     "item", "tolist", "numpy", "cpu", "cuda", "nonzero", "argwhere", "masked_select", "unique",
     "equal", "allclose", "__bool__", "__int__", "__float__", "__index__", "__contains__",
 }  # fmt: skip
+MULTIRATE = {"forecast": "linear", "solver": "ab2", "correction_age": 3, "metric": "innovation"}
 MAIN = [family for family in (*SD3[:2], *QWEN, *UNIFIED, *WAN) if family.is_main]
 
 
@@ -62,6 +64,15 @@ def test_sparse_steps_wait_for_nothing(family: Family) -> None:
     with ras_dit.enable(pipe, **SPARSE | {"reset_steps": ()}):
         sparse = waits_per_step(pipe, family.call)
     assert not sparse - stock
+
+
+@pytest.mark.parametrize("family", MAIN, ids=str)
+def test_forecasts_wait_for_nothing(family: Family) -> None:
+    pipe = family.build()
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    stock = waits_per_step(pipe, family.call)
+    with ras_dit.enable(pipe, **SPARSE | {"reset_steps": ()}, **MULTIRATE):
+        assert not waits_per_step(pipe, family.call) - stock
 
 
 def test_waiting_would_be_found() -> None:

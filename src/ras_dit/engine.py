@@ -221,9 +221,9 @@ class Engine:
         if config.line_rules.changes_steps and not shape.is_euler:
             found["forecast"] = (
                 f"forecast={config.forecast!r}, solver={config.solver!r} and correction_age="
-                f"{config.correction_age} do nothing here: they need the deterministic "
-                "FlowMatchEulerDiscreteScheduler; outputs are held, and the scheduler's own steps "
-                "are taken"
+                f"{config.correction_age} do nothing here: outputs are held, and the scheduler's "
+                "own steps are taken; they need pipe.scheduler to be a deterministic "
+                "FlowMatchEulerDiscreteScheduler"
             )
         for kind, message in found.items():
             if kind not in self._warned:
