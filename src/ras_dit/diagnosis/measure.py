@@ -150,19 +150,7 @@ def diagnose(
         UnsupportedError: If the scheduler has no noise levels of flow matching, the pipeline
             makes no pictures, or its transformer is not supported.
     """
-    if job.num_inference_steps < LEAST_STEPS:
-        raise RASError(
-            f"{job.num_inference_steps} steps are too few for second derivatives and how they "
-            f"persist; give --steps {LEAST_STEPS} or more (56 tell most)"
-        )
-    if batch < 1:
-        raise RASError(f"batch={batch}; expected at least 1")
-    for ratio in ratios:
-        if not 0 < ratio < 1:
-            raise RASError(f"ratio={ratio}; expected a share of active tokens in (0, 1)")
-    check_size(pipeline, job)
-    if getattr(pipeline.scheduler, "sigmas", None) is None:
-        flow_sigmas([None])  # refuses before the first run
+    _check(pipeline, job, batch, ratios)
     if groups is None:
         names = list(dict.fromkeys(job.prompts))
         groups = [names.index(prompt) for prompt in job.prompts]
@@ -215,6 +203,23 @@ def diagnose(
         example=example[0],
         picture=example[1],
     )
+
+
+def _check(pipeline: Any, job: Job, batch: int, ratios: Sequence[float]) -> None:
+    """Refuse before the first run what can be refused then."""
+    if job.num_inference_steps < LEAST_STEPS:
+        raise RASError(
+            f"{job.num_inference_steps} steps are too few for second derivatives and how they "
+            f"persist; give --steps {LEAST_STEPS} or more (56 tell most)"
+        )
+    if batch < 1:
+        raise RASError(f"batch={batch}; expected at least 1")
+    for ratio in ratios:
+        if not 0 < ratio < 1:
+            raise RASError(f"ratio={ratio}; expected a share of active tokens in (0, 1)")
+    check_size(pipeline, job)
+    if getattr(pipeline.scheduler, "sigmas", None) is None:
+        flow_sigmas([None])  # refuses before the first run
 
 
 def _measure_parts(
