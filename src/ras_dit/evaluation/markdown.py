@@ -88,7 +88,7 @@ def _results_table(results: Sequence[RowResult], found: Mapping[str, Sequence[Du
     kinds = [kind for kind in CONTROLS if any(d.kind == kind for ds in found.values() for d in ds)]
     head = ["row", "pictures", "cost", "TFLOPs"]
     head += ["s/image", "image/s", "peak MiB"] if timed else []
-    head += [_heading(results, name) for name in names]
+    head += [heading(results, name) for name in names]
     head += [f"against {kind}" for kind in kinds]
     lines = [head, ["---", *("---:" for _ in head[1:])]]
     for result in sorted(results, key=lambda r: -(r.cost or 0)):
@@ -97,17 +97,17 @@ def _results_table(results: Sequence[RowResult], found: Mapping[str, Sequence[Du
             count += f" of {result.wanted}"
         role = "" if result.row.role == "row" else f" ({result.row.role})"
         cells = [f"{result.row.name}{role}", count]
-        cells += [_number(result.cost, ".1f"), _number(result.tera_flops, ".3g")]
+        cells += [number(result.cost, ".1f"), number(result.tera_flops, ".3g")]
         if timed:
             seconds = result.median_seconds
             peak = None if result.peak_bytes is None else result.peak_bytes / 2**20
-            cells += [_number(seconds, ".3g"), _number(seconds and 1 / seconds, ".3g")]
-            cells.append(_number(peak, ".0f"))
-        cells += [_estimate(result.statistic(name)) for name in names]
+            cells += [number(seconds, ".3g"), number(seconds and 1 / seconds, ".3g")]
+            cells.append(number(peak, ".0f"))
+        cells += [estimate(result.statistic(name)) for name in names]
         by_kind = {duel.kind: duel for duel in found[result.row.name]}
         cells += [by_kind[k].verdict if k in by_kind else "" for k in kinds]
         lines.append(cells)
-    return _table(lines)
+    return table(lines)
 
 
 def _duel_table(found: Mapping[str, Sequence[Duel]]) -> str:
@@ -116,7 +116,7 @@ def _duel_table(found: Mapping[str, Sequence[Duel]]) -> str:
         for duel in fights:
             sides = {
                 word: ", ".join(
-                    f"{s} ({_gap(duel.gaps[s])})" for s, w in duel.words.items() if w == word
+                    f"{s} ({gap_text(duel.gaps[s])})" for s, w in duel.words.items() if w == word
                 )
                 for word in ("beats", "ties", "loses")
             }
@@ -135,7 +135,7 @@ def _duel_table(found: Mapping[str, Sequence[Duel]]) -> str:
         "## Against the controls of equal time\n\nThe control nearest in time of each kind, equal "
         f"within a factor of {EQUAL:g}. A row beats or loses where the 95 % interval of the "
         "difference (row minus control, in brackets; picture by picture where there is a number "
-        "per picture) excludes 0.\n\n" + _table(lines)
+        "per picture) excludes 0.\n\n" + table(lines)
     )
 
 
@@ -150,20 +150,20 @@ def _published_table(results: Sequence[RowResult]) -> str:
         return ""
     return (
         "## Beside the published numbers\n\nOther machines, and where the model is another one, "
-        "other pictures: only orders and differences between rows compare.\n\n" + _table(lines)
+        "other pictures: only orders and differences between rows compare.\n\n" + table(lines)
     )
 
 
 def _ours(result: RowResult, key: str, reference: RowResult | None) -> str:
     seconds = result.median_seconds
     if key.lower() in _SECONDS:
-        return _number(seconds, ".3g")
+        return number(seconds, ".3g")
     if key.lower() in _RATE:
-        return _number(seconds and 1 / seconds, ".3g")
+        return number(seconds and 1 / seconds, ".3g")
     if key.lower() in _SPEED:
         base = None if reference is None else reference.median_seconds
-        return _number(base and seconds and base / seconds, ".3g")
-    return _estimate(result.statistic(key))
+        return number(base and seconds and base / seconds, ".3g")
+    return estimate(result.statistic(key))
 
 
 def _frontier_lines(results: Sequence[RowResult]) -> str:
@@ -177,13 +177,15 @@ def _frontier_lines(results: Sequence[RowResult]) -> str:
     return f"## On the frontier of quality and {by}\n\n" + "\n".join(lines)
 
 
-def _heading(results: Sequence[RowResult], name: str) -> str:
+def heading(results: Sequence[RowResult], name: str) -> str:
+    """A statistic's name, unit, and which way is better."""
     statistic = next(s for r in results if (s := r.statistic(name)) is not None)
     arrow = "↑" if statistic.better == "higher" else "↓"
     return f"{name}{f', {statistic.unit}' if statistic.unit else ''} {arrow}"
 
 
-def _estimate(statistic: Statistic | None) -> str:
+def estimate(statistic: Statistic | None) -> str:
+    """A number with its interval; empty where there is none."""
     if statistic is None:
         return ""
     digits = ".3f" if abs(statistic.value) < 1.5 else ".2f"
@@ -191,13 +193,16 @@ def _estimate(statistic: Statistic | None) -> str:
     return f"{value} ({low} to {high})"
 
 
-def _gap(gap: tuple[float, float]) -> str:
+def gap_text(gap: tuple[float, float]) -> str:
+    """An interval of a difference."""
     return f"{gap[0]:+.3g} to {gap[1]:+.3g}"
 
 
-def _number(value: float | None, form: str) -> str:
+def number(value: float | None, form: str) -> str:
+    """A number; empty where there is none."""
     return "" if value is None else f"{value:{form}}"
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Markdown of a head, a line of rules, and rows."""
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

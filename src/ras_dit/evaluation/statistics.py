@@ -11,6 +11,7 @@ from ras_dit.evaluation.scorers import Better, Picture, Statistic
 
 RESAMPLES = 2000
 _LOW, _HIGH = 2.5, 97.5
+_DRAWN_AT_ONCE = 2**20
 
 
 def mean_statistic(
@@ -67,9 +68,11 @@ def bootstrap_means(
     sizes = np.bincount(member)
     rng = np.random.default_rng(0)
     means = np.empty(resamples)
-    for number in range(resamples):
-        drawn = rng.integers(0, len(sums), len(sums))
-        means[number] = sums[drawn].sum() / sizes[drawn].sum()
+    at_once = max(1, _DRAWN_AT_ONCE // len(sums))
+    for start in range(0, resamples, at_once):
+        part = means[start : start + at_once]
+        drawn = rng.integers(0, len(sums), (len(part), len(sums)))
+        part[:] = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
     return means
 
 
