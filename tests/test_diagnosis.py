@@ -81,6 +81,28 @@ def test_a_bent_field_has_its_spread_in_the_second_derivative() -> None:
     torch.testing.assert_close(found["neighbours"].sigmas, SIGMAS[2:])
 
 
+def test_an_order_that_changes_at_every_step_cannot_be_foretold() -> None:
+    moved = (0.7 * drawn(9, 2, 600, 1)).exp() * drawn(2, 600, 8, seed=1)
+    steps = SIGMAS.diff(prepend=SIGMAS[:1]).view(-1, 1, 1, 1)
+    fields = planted(torch.square, 0.5)
+    found = measure_fields(replace(fields, noise=(moved * steps).cumsum(0).view(9, 2, 600, 4, 2)))
+    own = moved.norm(dim=-1).log().var() - 0.7**2  # what a token's direction has for good
+    assert float(own) < 0.1
+    for lag in (1, 3):
+        assert float(found[f"slope_persistence_{lag}"].values.abs().max()) < 0.35
+        assert float(found[f"slope_saving_{lag}"].values.max()) < 1
+    assert float(found["slope_saving"].values.min()) > 1.2
+
+
+def test_neighbours_are_those_of_the_grid() -> None:
+    fields = planted(torch.square, 0.0)
+    bends = drawn(2, 20, 1, 8).expand(-1, -1, 30, -1).reshape(2, 600, 4, 2)
+    moved = bends * SIGMAS.square().view(-1, 1, 1, 1, 1)
+    alike = measure_fields(replace(fields, noise=moved))["neighbours"].values
+    # Rows are constant, and one row tells nothing of the next.
+    torch.testing.assert_close(alike, torch.full_like(alike, 580 / 1150), atol=0.1, rtol=0)
+
+
 def test_scores_are_held_against_the_change_that_follows() -> None:
     fields = planted(lambda sigma: 3 * sigma, 0.7)
     noise = fields.noise.clone()
@@ -135,25 +157,30 @@ def test_noise_levels_that_tell_nothing_are_refused() -> None:
 def told(
     parts: dict[str, float] | None = None, *, rounding: float = 0.0, **means: float
 ) -> verdict.Verdict:
-    """The verdict on some means over the run, all others being 0 or 1."""
+    """The verdict on some means over the run."""
+    return verdict.judge(diagnosis(parts, rounding=rounding, **means))
+
+
+def diagnosis(
+    parts: dict[str, float] | None = None, *, rounding: float = 0.0, **means: float
+) -> Diagnosis:
+    """A diagnosis with some means over the run, all others being 0 or 1."""
     usual = {q.name: 1.0 if q.is_saving else 0.0 for q in QUANTITIES}
     errors = [
         Part(name, None if name == "text" else 0.25, 7.0, (error,), Estimate(error, None, None))
         for name, error in (parts or {}).items()
     ]
-    return verdict.judge(
-        Diagnosis(
-            job=Job(prompts=("a",), seeds=(0,)),
-            groups=(0,),
-            facts={"dtype": "bfloat16"},
-            series={},
-            summary={n: Estimate(m, None, None) for n, m in (usual | means).items()},
-            parts=tuple(errors),
-            notes=(),
-            rounding=rounding,
-            example=planted(torch.square, 0.5),
-            picture=Image.new("RGB", (8, 8)),
-        )
+    return Diagnosis(
+        job=Job(prompts=("a",), seeds=(0,)),
+        groups=(0,),
+        facts={"dtype": "bfloat16"},
+        series={},
+        summary={n: Estimate(m, None, None) for n, m in (usual | means).items()},
+        parts=tuple(errors),
+        notes=(),
+        rounding=rounding,
+        example=planted(torch.square, 0.5),
+        picture=Image.new("RGB", (8, 8)),
     )
 
 
@@ -192,6 +219,13 @@ def test_parts_are_compared(
 ) -> None:
     parts = {"held": held, "stale": stale, "text": text, "all": real, "fewer": 0.04}
     assert re.search(words, " ".join(told(parts).reasons))
+
+
+def test_parts_are_judged_at_the_smallest_ratio() -> None:
+    wide = Estimate(0.9, None, None)
+    found = diagnosis({"held": 0.1, "stale": 0.02, "all": 0.1, "fewer": 0.04})
+    others = tuple(replace(part, ratio=0.5, estimate=wide) for part in found.parts)
+    assert verdict.judge(replace(found, parts=others + found.parts)) == verdict.judge(found)
 
 
 def test_rounding_is_told_where_it_matters() -> None:
@@ -240,6 +274,9 @@ def test_everything_is_written(run: Any, tmp_path: Path) -> None:
     assert all(step["low"] <= step["mean"] <= step["high"] for step in spread)
     mean = float(by_image.mean())
     assert data["summary"]["slope_spread"]["mean"] == pytest.approx(mean)
+    savings = torch.tensor(data["by_image"]["bend_saving"], dtype=torch.float64)
+    harmonic = savings.shape[1] / (1 / savings).sum(1)
+    assert data["summary"]["bend_saving"]["mean"] == pytest.approx(float(harmonic.mean()))
     parts = {(part["name"], part["ratio"]): part for part in data["parts"]}
     assert set(parts) == {("text", None), *((n, 0.4) for n in ("held", "stale", "all", "fewer"))}
     assert all(len(part["errors"]) == 4 and min(part["errors"]) > 0 for part in data["parts"])
