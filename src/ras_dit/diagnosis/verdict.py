@@ -149,7 +149,7 @@ def _parts(diagnosis: Diagnosis) -> list[str]:
     order = _compare(held, stale)
     cure = "both matter alike: forecast outputs, and keys and values, too."
     if order > 0:
-        cure = "forecasting outputs comes first; forecasting keys and values can win little."
+        cure = "forecasting outputs comes first; forecasting keys and values wins less."
     elif order < 0:
         cure = "the old keys and values come first: forecast them, or refresh them more often."
     first = (
@@ -162,7 +162,7 @@ def _parts(diagnosis: Diagnosis) -> list[str]:
         order = _compare(text, held)
         word = "about as much as held outputs, so keep it only where its work is a large share."
         if order < 0:
-            word = "less than held outputs, so it is cheap to keep."
+            word = "less than held outputs, so it is not what spoils a run."
         elif order > 0:
             word = "more than held outputs, so compute it anew."
         said.append(f"**Text:** kept text alone errs by {_size(text)}, {word}")
