@@ -68,10 +68,9 @@ class KVCache:
             self._key = self._key.packed(storage, (name, "key"), buffers)
             self._value = self._value.packed(storage, (name, "value"), buffers)
 
-    def prepare(self, fresh: FreshRows) -> None:
-        """Make the row numbers of a merge."""
-        self._key.layout.rows(fresh)
-        self._value.layout.rows(fresh)
+    def layouts(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Length and heads of the row numbers that keys and values are merged by."""
+        return self._key.layout.numbering, self._value.layout.numbering
 
     def mask_of(
         self, mask: torch.Tensor | None, num_queries: int, fresh: FreshRows
@@ -133,6 +132,8 @@ class BranchCache:
     output: torch.Tensor | None = None
     returned: Any = None
     length: int = 0
+    # Of the layers, once they are all there: the same for most of them.
+    _numberings: set[tuple[int, int, int]] | None = None
 
     @property
     def filled(self) -> bool:
@@ -169,9 +170,12 @@ class BranchCache:
             fresh.rows(self.length)
         if self.output is not None:
             fresh.rows(self.output.shape[1])
-        for layer in self.layers.values():
-            if layer.num_rows == fresh.active.shape[0]:
-                layer.prepare(fresh)
+        if self._numberings is None:
+            layers = self.layers.values()
+            self._numberings = {(each.num_rows, *one) for each in layers for one in each.layouts()}
+        for rows, length, heads in self._numberings:
+            if rows == fresh.active.shape[0]:
+                fresh.rows(length, heads)
 
     def shared_mask(self, mask: torch.Tensor | None) -> torch.Tensor | None:
         """A mask, or an equal one of an earlier layer: some models make it anew in every layer."""

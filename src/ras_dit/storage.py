@@ -87,9 +87,14 @@ class RowLayout:
         by_row = tensor.transpose(1, 2) if self.swap else tensor
         return by_row.reshape(rows.shape[0], -1)
 
+    @property
+    def numbering(self) -> tuple[int, int]:
+        """Length of a sequence and heads of its row numbers."""
+        return self.num_keys, self.heads
+
     def rows(self, fresh: FreshRows) -> torch.Tensor:
         """Row numbers of what is fresh."""
-        return fresh.rows(self.num_keys, self.heads)
+        return fresh.rows(*self.numbering)
 
 
 class HeldRows:
