@@ -89,8 +89,12 @@ class Setting:
         A dense step before them is not counted: what runs first finds other memory.
         """
         with ras_dit.enable(self, schedule=(1.0, 1.0, *ratios), **settings):
-            self.scheduler.set_timesteps(2 + len(ratios))
-            return tuple(self.step(t) for t in self.scheduler.timesteps)[1:]
+            return self.run(len(ratios))
+
+    def run(self, num_sparse: int) -> tuple[float, ...]:
+        """The same of a transformer on which RAS is enabled already."""
+        self.scheduler.set_timesteps(2 + num_sparse)
+        return tuple(self.step(t) for t in self.scheduler.timesteps)[1:]
 
     def other(
         self, make: Callable[..., AbstractContextManager[object]], ratio: float

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -20,7 +19,7 @@ from ras_dit.multirate import Lines
 from ras_dit.reference import masked_reference
 from ras_dit.rules import LineRules
 from ras_dit.schedule import plan_steps
-from ras_dit.tokens import PixelMap, by_token
+from ras_dit.tokens import PixelMap, TokenGrid, TokenLayout, TokenSort
 
 TOKENS = 6
 SETS = {
@@ -38,8 +37,7 @@ def latents(channels: int = 4) -> torch.Tensor:
     return torch.randn(2, channels, 4, 6, generator=torch.Generator().manual_seed(0))
 
 
-def sort(noise: torch.Tensor) -> torch.Tensor:
-    return by_token(noise, 2)
+sort = TokenSort(2)
 
 
 def drive(
@@ -160,12 +158,10 @@ def test_numbers_go_to_the_pixels_of_their_tokens(kind: str) -> None:
         "given frames": (2, 3, 2, 4, 6),
     }[kind]
     noise = torch.randn(shape)
-    order = functools.partial(by_token, patch=2, frames_first=frames_first)
-    if noise.ndim == 5:
-        order = functools.partial(by_token, patch=(1, 2, 2), frames_first=frames_first)
+    order = TokenSort((1, 2, 2) if noise.ndim == 5 else 2, frames_first=frames_first)
     missing = 6 if kind == "given frames" else 0
     count = order(noise).shape[1] + missing
-    pixels = PixelMap(noise, order, count, frames_first=frames_first)
+    pixels = PixelMap(noise, order, count)
     numbers = torch.rand(2, count)
     spread = pixels.spread(numbers).expand_as(noise)
     expected = numbers[:, missing:, None, None].expand_as(order(noise))
@@ -176,8 +172,9 @@ def test_numbers_go_to_the_pixels_of_their_tokens(kind: str) -> None:
 
 
 def test_a_pixel_without_a_token_is_refused() -> None:
+    layout = TokenLayout(TokenGrid(2, 2), 0, num_references=2)
     with pytest.raises(ValueError, match="24 latent pixels, and 16 of them"):
-        PixelMap(latents(), lambda noise: sort(noise)[:, :4], TOKENS)
+        PixelMap(latents(), TokenSort(2, layout), TOKENS)
 
 
 class ByTheBook(FlowMatchEulerDiscreteScheduler):

@@ -21,7 +21,7 @@ from ras_dit.adapters import describe
 from ras_dit.engine import denoisers
 from ras_dit.reference import masked_reference
 from ras_dit.support import read_support
-from ras_dit.tokens import TokenLayout, own_by_token
+from ras_dit.tokens import TokenLayout, TokenSort
 from support_table import one_of_each_transformer
 
 FAMILIES: list[Family] = one_of_each_transformer(read_support().supported)
@@ -60,12 +60,8 @@ def check_held(pipe: Any, recording: Any) -> None:
     part = next(iter(denoisers(pipe).values()))
     description, trace = describe(part), recording.trace
     layout = TokenLayout(trace.grid, trace.num_text_tokens)
-    noises = [
-        own_by_token(
-            noise, layout, description.patch(part.config), frames_first=description.frames_first
-        )
-        for noise in recording.noise_preds
-    ]
+    sort = TokenSort(description.patch(part.config), layout, description.frames_first)
+    noises = [sort(noise) for noise in recording.noise_preds]
     for before, after, step in zip(noises, noises[1:], trace.steps[1:], strict=False):
         held = torch.ones(trace.batch_size, trace.num_tokens, dtype=torch.bool)
         held.scatter_(1, step.active, False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -21,7 +20,7 @@ from ras_dit.selection import (
     priority,
     std_score,
 )
-from ras_dit.tokens import TokenGrid, by_token, flat_rows, gather_rows, scatter_rows
+from ras_dit.tokens import TokenGrid, TokenSort, by_token, flat_rows, gather_rows, scatter_rows
 
 
 def test_std_is_the_mean_over_the_patch_of_the_unbiased_deviation_over_channels() -> None:
@@ -159,7 +158,7 @@ def test_scores_by_pixel_are_those_by_token(metric: Any, shape: tuple[int, ...])
     noise = torch.randn(shape) * 2 + 3
     frames_first = shape[1] == 3 and len(shape) == 5
     patch = 2 if len(shape) < 5 else (1, 2, 2)
-    sort = functools.partial(by_token, patch=patch, frames_first=frames_first)
+    sort = TokenSort(patch, frames_first=frames_first)
     expected = METRIC_FUNCTIONS[metric](sort(noise))
     chooser = Chooser(
         RASConfig(metric=metric),
@@ -167,6 +166,5 @@ def test_scores_by_pixel_are_those_by_token(metric: Any, shape: tuple[int, ...])
         num_tokens=expected.shape[1],
         num_steps=9,
         sigmas=None,
-        frames_first=frames_first,
     )
     torch.testing.assert_close(chooser._score(noise), expected, atol=1e-6, rtol=1e-6)

@@ -24,7 +24,7 @@ from ras_dit.selection import (
     overdue_first,
     priority,
 )
-from ras_dit.tokens import channel_dim
+from ras_dit.tokens import TokenSort
 
 
 class Chooser:
@@ -32,8 +32,7 @@ class Chooser:
 
     Args:
         config: The configuration.
-        by_token: Sorts the guided noise prediction by token, ``[B, N, P, C]``.
-        frames_first: Whether it has frames before channels.
+        sort: Sorts the guided noise prediction by token.
         num_tokens: Image tokens N of one picture.
         num_steps: Steps of the run.
         sigmas: Noise levels of those steps and the last one, where there are any.
@@ -42,16 +41,14 @@ class Chooser:
     def __init__(
         self,
         config: RASConfig,
-        by_token: Callable[[torch.Tensor], torch.Tensor],
+        sort: TokenSort,
         *,
         num_tokens: int,
         num_steps: int,
         sigmas: torch.Tensor | None,
-        frames_first: bool = False,
     ) -> None:
         self._config = config
-        self._by_token = by_token
-        self._frames_first = frames_first
+        self._sort = sort
         self._num_tokens = num_tokens
         self._num_steps = num_steps
         self._sigmas = sigmas
@@ -128,13 +125,13 @@ class Chooser:
             return self._pixel_score(PIXEL_FUNCTIONS[metric], noise_pred.float())
         if not callable(metric):
             if noise_pred.ndim > 3:  # sorting one channel tells the number of tokens
-                dim = channel_dim(noise_pred, frames_first=self._frames_first)
+                dim = self._sort.channel_dim(noise_pred)
                 noise_pred = noise_pred.narrow(dim, 0, 1)
-            expected = tuple(self._by_token(noise_pred).shape[:2])
+            expected = tuple(self._sort(noise_pred).shape[:2])
             if self._generator is None:
                 self._generator = torch.Generator(noise_pred.device).manual_seed(self._config.seed)
             return torch.rand(expected, generator=self._generator, device=noise_pred.device)
-        noise = self._by_token(noise_pred.float())
+        noise = self._sort(noise_pred.float())
         expected = tuple(noise.shape[:2])
         score = metric(noise)
         if tuple(getattr(score, "shape", ())) != expected:
@@ -149,9 +146,8 @@ class Chooser:
         self, function: Callable[[torch.Tensor, int], torch.Tensor], noise: torch.Tensor
     ) -> torch.Tensor:
         if noise.ndim == 3:  # packed: sorted by token already, channels before pixels
-            return function(self._by_token(noise).transpose(2, 3), 2).mean(dim=(2, 3))
-        pixels = function(noise, channel_dim(noise, frames_first=self._frames_first))
-        return self._by_token(pixels).mean(dim=(2, 3))
+            return function(self._sort(noise).transpose(2, 3), 2).mean(dim=(2, 3))
+        return self._sort.means(function(noise, self._sort.channel_dim(noise)))
 
     def _as_public_code(
         self, public: PublicCode, noise_pred: torch.Tensor, plan: StepPlan
@@ -167,7 +163,7 @@ class Chooser:
         tokens = self._num_tokens
         dropped = public.count_dropped(plan.index, self._config.sample_ratio, start, steps, tokens)
         return choose_as_public_code(
-            self._by_token(noise_pred),
+            self._sort(noise_pred),
             (sigmas[plan.index] - sigmas[plan.index - 1]).to(noise_pred.device),
             # Counts start at minus the number of noise levels, the last one included.
             self._drops - (steps + 1),

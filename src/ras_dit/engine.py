@@ -6,7 +6,6 @@ transformer it asks the session what to compute; the scheduler tells it where st
 
 from __future__ import annotations
 
-import functools
 import inspect
 import threading
 import warnings
@@ -27,7 +26,7 @@ from ras_dit.recording import Recording
 from ras_dit.session import RunShape, Session, TransformerCall
 from ras_dit.signature import CallSignature
 from ras_dit.storage import Buffers
-from ras_dit.tokens import own_by_token
+from ras_dit.tokens import TokenSort
 from ras_dit.trace import Trace
 
 # The components of a pipeline that denoise; where there are two, they take turns.
@@ -187,14 +186,8 @@ class Engine:
             self.config,
             description.token_order,
             shape,
-            functools.partial(
-                own_by_token,
-                layout=shape.layout,
-                patch=description.patch(part.model_config),
-                frames_first=description.frames_first,
-            ),
+            TokenSort(description.patch(part.model_config), shape.layout, description.frames_first),
             self.replay,
-            frames_first=description.frames_first,
             record=self.record,
             buffers=self._buffers,
         )

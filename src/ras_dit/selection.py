@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+from torch.nn import functional as F
 
 from ras_dit.config import Starvation
 from ras_dit.public_code import PUBLIC_STARVATION_SCALE
@@ -87,7 +88,7 @@ def priority(
     Returns:
         float32 ``[B, N]``.
     """
-    log_score = score.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+    log_score = score.float().clamp_min(torch.finfo(torch.float32).tiny).log_()
     sign = 1.0 if keep == "high" else -1.0
     return torch.add(drops * starvation_scale, log_score, alpha=sign)
 
@@ -105,7 +106,8 @@ def overdue_first(
     Returns:
         float32 ``[B, N]``.
     """
-    overdue = torch.where(dropped_in_a_row >= limit, dropped_in_a_row, 0.0)
+    # Counts are whole numbers.
+    overdue = F.threshold(dropped_in_a_row, limit - 0.5, 0.0)
     return torch.add(priorities, overdue, alpha=_OVERDUE)
 
 

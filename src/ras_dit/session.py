@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -23,7 +22,7 @@ from ras_dit.recording import Recording
 from ras_dit.rules import LineRules
 from ras_dit.schedule import StepKind, StepPlan, plan_steps
 from ras_dit.storage import Buffers
-from ras_dit.tokens import PixelMap, TokenGrid, TokenLayout, TokenOrder
+from ras_dit.tokens import PixelMap, TokenGrid, TokenLayout, TokenOrder, TokenSort
 from ras_dit.trace import Call, StepTrace, Trace, pack_active
 
 
@@ -87,9 +86,8 @@ class Session:
         config: The configuration.
         order: Where image tokens stand in the attended sequence.
         shape: What is known of the run.
-        by_token: Sorts the guided noise prediction by token, ``[B, N, P, C]``.
+        sort: Sorts the guided noise prediction by token.
         replay: A recorded run whose active tokens are taken over.
-        frames_first: Whether that prediction has frames before channels.
         record: Whether to keep the noise and the latents of every step.
         buffers: Memory that outlives the run, for ``static_cache``.
 
@@ -102,10 +100,9 @@ class Session:
         config: RASConfig,
         order: TokenOrder,
         shape: RunShape,
-        by_token: Callable[[torch.Tensor], torch.Tensor],
+        sort: TokenSort,
         replay: Trace | None = None,
         *,
-        frames_first: bool = False,
         record: bool = False,
         buffers: Buffers | None = None,
     ) -> None:
@@ -124,14 +121,12 @@ class Session:
         self._order = order
         self._chooser = Chooser(
             config,
-            by_token,
+            sort,
             num_tokens=shape.grid.num_tokens,
             num_steps=len(self.plans),
             sigmas=shape.sigmas,
-            frames_first=frames_first,
         )
-        self._by_token = by_token
-        self._frames_first = frames_first
+        self._sort = sort
         self._lines: Lines | None = None
         self._index = 0
         self._branches: dict[tuple[int, int], BranchCache] = {}
@@ -215,18 +210,17 @@ class Session:
             return TransformerCall(cache, layout.num_image, False, fresh, is_repeated=repeats)
         self._branches.pop(branch, None)
         cache = BranchCache(signature, self._storage, branch, self._buffers)
-        following = self._next_count()
-        fills = not self._outgrown and following < layout.grid.num_tokens
+        fills = not self._outgrown and self._sparse_follows()
         if fills or repeats:
             self._branches[branch] = cache
         self._calls.append(Call(batch, layout.grid.num_tokens))
         num_image = 0 if self._outgrown else layout.num_image
         return TransformerCall(cache, num_image, fills, is_repeated=repeats)
 
-    def _next_count(self) -> int:
-        """Active tokens of the next step that is not skipped."""
-        counts = (plan.num_active for plan in self.plans[self._index + 1 :] if plan.num_active)
-        return next(counts, self.shape.grid.num_tokens)
+    def _sparse_follows(self) -> bool:
+        """Whether the next step that is not skipped is a sparse one."""
+        kinds = (plan.kind for plan in self.plans[self._index + 1 :] if plan.num_active)
+        return next(kinds, "dense") == "sparse"
 
     def _may_skip_next(self) -> bool:
         """Whether the next step may do without the transformer."""
@@ -268,10 +262,9 @@ class Session:
         if self._was_dense:
             # No branch could use its caches, so the step was a dense one, planned or not.
             plan = replace(plan, kind="dense", num_active=num_tokens)
-        packed = None
-        if plan.kind == "sparse" and self._active is not None:
-            packed = pack_active(self._active, self.shape.grid.num_tokens)
-        self._records.append((plan, tuple(self._calls), packed))
+        # Packed when somebody asks for the trace: a step's time counts, a set's memory does not.
+        active = self._active if plan.kind == "sparse" else None
+        self._records.append((plan, tuple(self._calls), active))
         self._cache_bytes = max(
             self._cache_bytes, sum(cache.nbytes for cache in self._branches.values())
         )
@@ -340,7 +333,7 @@ class Session:
             rules = LineRules()
             times = torch.arange(len(self.plans) + 1, device=noise_pred.device)
         num_tokens = shape.grid.num_tokens
-        pixels = PixelMap(noise_pred, self._by_token, num_tokens, frames_first=self._frames_first)
+        pixels = PixelMap(noise_pred, self._sort, num_tokens)
         return Lines(rules, pixels, num_tokens, times)
 
     def _replayed_set(self, plan: StepPlan, noise_pred: torch.Tensor) -> torch.Tensor:
@@ -383,9 +376,9 @@ class Session:
                     sigma=None if sigmas is None else sigmas[plan.index],
                     num_tokens=grid.num_tokens,
                     calls=calls,
-                    packed=packed,
+                    packed=None if active is None else pack_active(active, grid.num_tokens),
                 )
-                for plan, calls, packed in self._records
+                for plan, calls, active in self._records
             ),
         )
 

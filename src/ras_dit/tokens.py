@@ -6,7 +6,7 @@ C channels, h and w the token grid, f its frames.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,19 +85,22 @@ def by_token(
     Returns:
         ``[B, N, P, C]``.
     """
-    frames, height, width = (1, patch, patch) if isinstance(patch, int) else patch
-    batch = latents.shape[0]
     if latents.ndim == 3:
-        return latents.view(*latents.shape[:2], -1, frames * height * width).transpose(2, 3)
+        size = patch**2 if isinstance(patch, int) else math.prod(patch)
+        return latents.view(*latents.shape[:2], -1, size).transpose(2, 3)
+    by_row = _patches(latents, patch, frames_first=frames_first).permute(0, 2, 4, 6, 3, 5, 7, 1)
+    return by_row.flatten(4, 6).flatten(1, 3)
+
+
+def _patches(latents: torch.Tensor, patch: int | Patch, *, frames_first: bool) -> torch.Tensor:
+    """``[B, C, f, frames, h, height, w, width]`` with a patch of frames x height x width."""
+    frames, height, width = (1, patch, patch) if isinstance(patch, int) else patch
     if latents.ndim == 4:
         latents = latents.unsqueeze(2)
     elif frames_first:
         latents = latents.transpose(1, 2)
-    channels = latents.shape[1]
     f, h, w = (n // p for n, p in zip(latents.shape[2:], (frames, height, width), strict=True))
-    patches = latents.reshape(batch, channels, f, frames, h, height, w, width)
-    by_row = patches.permute(0, 2, 4, 6, 3, 5, 7, 1)
-    return by_row.reshape(batch, f * h * w, frames * height * width, channels)
+    return latents.reshape(*latents.shape[:2], f, frames, h, height, w, width)
 
 
 def channel_dim(latents: torch.Tensor, *, frames_first: bool = False) -> int:
@@ -105,14 +108,40 @@ def channel_dim(latents: torch.Tensor, *, frames_first: bool = False) -> int:
     return 2 if latents.ndim == 3 or frames_first else 1
 
 
-def own_by_token(
-    latents: torch.Tensor, layout: TokenLayout, patch: int | Patch, *, frames_first: bool = False
-) -> torch.Tensor:
-    """As :func:`by_token`, without the references where the latents have them, too."""
-    tokens = by_token(latents, patch, frames_first=frames_first)
-    if layout.num_references and tokens.shape[1] == layout.num_image:
-        return tokens[:, layout.offset :][:, : layout.grid.num_tokens]
-    return tokens
+@dataclass(frozen=True)
+class TokenSort:
+    """Sorts a guided noise prediction by the tokens of the picture that is made.
+
+    Attributes:
+        patch: A token's patch in latent pixels: a side, or frames, height and width.
+        layout: The tokens of a call; references are left out where the latents have them, too.
+        frames_first: Whether frames stand before channels.
+    """
+
+    patch: int | Patch
+    layout: TokenLayout | None = None
+    frames_first: bool = False
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latent pixels by token, ``[B, N, P, C]``."""
+        return self._own(by_token(latents, self.patch, frames_first=self.frames_first))
+
+    def means(self, latents: torch.Tensor) -> torch.Tensor:
+        """Means over each token's pixels and channels, ``[B, N]``; as sorting first, in one go."""
+        if latents.ndim == 3:
+            return self._own(latents.mean(2))
+        patches = _patches(latents, self.patch, frames_first=self.frames_first)
+        return self._own(patches.mean((1, 3, 5, 7)).flatten(1))
+
+    def channel_dim(self, latents: torch.Tensor) -> int:
+        """The dimension of latents that holds their channels."""
+        return channel_dim(latents, frames_first=self.frames_first)
+
+    def _own(self, tokens: torch.Tensor) -> torch.Tensor:
+        layout = self.layout
+        if layout is not None and layout.num_references and tokens.shape[1] == layout.num_image:
+            return tokens[:, layout.offset :][:, : layout.grid.num_tokens]
+        return tokens
 
 
 def flat_rows(active: torch.Tensor, num_tokens: int) -> torch.Tensor:
@@ -161,30 +190,22 @@ class PixelMap:
 
     Args:
         noise_pred: A noise prediction, as :func:`by_token` takes it.
-        sort: Sorts such latents by token, ``[B, n, P, C]``; n may be less than the N tokens of the
-            picture where given frames in front are no part of what the scheduler gets.
+        sort: Sorts such latents by token; they may be fewer than the N tokens of the picture where
+            given frames in front are no part of what the scheduler gets.
         num_tokens: N.
-        frames_first: Whether frames stand before channels.
 
     Raises:
         ValueError: If a latent pixel belongs to no token, so that nothing could stand for it.
     """
 
-    def __init__(
-        self,
-        noise_pred: torch.Tensor,
-        sort: Callable[[torch.Tensor], torch.Tensor],
-        num_tokens: int,
-        *,
-        frames_first: bool = False,
-    ) -> None:
-        self._dim = channel_dim(noise_pred, frames_first=frames_first)
+    def __init__(self, noise_pred: torch.Tensor, sort: TokenSort, num_tokens: int) -> None:
+        self._dim = sort.channel_dim(noise_pred)
+        self._sort = sort
         self._owners: torch.Tensor | None = None
         if noise_pred.ndim == 3:
             found, pixels = noise_pred.shape[1], noise_pred.shape[1]
             self._missing = num_tokens - found
         else:
-            self._sort = sort
             self._shape = noise_pred.narrow(self._dim, 0, 1).shape[1:]
             pixels = self._shape.numel()
             numbers = torch.arange(pixels, device=noise_pred.device).view(1, *self._shape)
@@ -206,6 +227,5 @@ class PixelMap:
 
     def mean(self, latents: torch.Tensor) -> torch.Tensor:
         """Means over each token's pixels and channels, ``[B, N]``; 0 for tokens without pixels."""
-        by_pixel = latents.mean(self._dim, keepdim=True)
-        means = by_pixel[..., 0] if self._owners is None else self._sort(by_pixel).mean((2, 3))
+        means = self._sort.means(latents)
         return F.pad(means, (self._missing, 0)) if self._missing else means
