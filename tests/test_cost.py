@@ -328,9 +328,9 @@ def test_every_kind_of_cache_is_counted() -> None:
     assert size == 2 * 2 * (3 * 2 * 32 * 67 + 2 * 2 * 32 * 60 + 16 * 60)
 
 
-@pytest.mark.parametrize("active", [0, 11])
+@pytest.mark.parametrize("active", [-1, 11])
 def test_active_tokens_out_of_range_are_refused(active: int) -> None:
-    with pytest.raises(RASError, match="between 1 and 10"):
+    with pytest.raises(RASError, match="between 0 and 10"):
         forward_flops(WORK, batch=1, num_tokens=10, num_active=active, num_text_tokens=0)
 
 

@@ -393,7 +393,7 @@ def test_another_transformer_is_refused() -> None:
     [
         torch.tensor([1, 2]),
         torch.tensor([[1.0, 2.0]]),
-        torch.zeros(1, 0, dtype=torch.int64),
+        torch.zeros(0, 2, dtype=torch.int64),
         torch.tensor([[1, 1]]),
         torch.tensor([[-1, 1]]),
         torch.tensor([[1], [2]]),

@@ -106,7 +106,7 @@ def test_a_list_names_every_step() -> None:
     ("knobs", "message"),
     [
         ({"schedule": (0.5, 0.5)}, r"schedule\[0\]=0.5; expected 1.0"),
-        ({"schedule": (1.0, 0.0)}, r"schedule\[1\]=0.0; expected in \(0, 1\] \(skipped"),
+        ({"schedule": (1.0, -0.1)}, r"schedule\[1\]=-0.1; expected in \[0, 1\]"),
         ({"schedule": (1.0, 1.5)}, r"schedule\[1\]=1.5"),
         ({"schedule": ()}, "schedule=()"),
         ({"schedule": "cosine"}, "schedule='cosine' is unknown"),
@@ -129,8 +129,10 @@ def test_a_callable_gives_the_ratio_of_selective_steps() -> None:
     )
     counts = [step.num_active for step in plan_steps(config, 8, 80)]
     assert counts == [80, 80, 20, 30, 80, 50, 60, 70]
-    with pytest.raises(RASError, match=r"schedule\(4, 28\) returned 0"):
-        plan_steps(RASConfig(schedule=lambda _index, _steps: 0.0), 28, 80)
+    with pytest.raises(RASError, match=r"schedule\(4, 28\) returned 1.5"):
+        plan_steps(RASConfig(schedule=lambda _index, _steps: 1.5), 28, 80)
+    skipping = RASConfig(schedule=lambda index, _: index % 2 / 2, warmup_steps=2, reset_steps=())
+    assert [plan.num_active for plan in plan_steps(skipping, 6, 80)] == [80, 80, 0, 40, 0, 40]
     with pytest.raises(RASError, match="callable"):
         config.to_dict()
 
