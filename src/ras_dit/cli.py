@@ -7,7 +7,6 @@ one line on stderr.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import statistics
 import sys
@@ -130,7 +129,7 @@ def _generate(
     """
     chosen = _configuration(sample_ratio, preset, config, paper)
     job = _job(prompts, seed, steps, size, guidance, max_sequence_length, model)
-    _prepare_folder(out)
+    options.prepare_folder(out)
     with quiet_libraries(verbose=verbose):
         messages = Console(stderr=True)
         pipeline = _loaded(messages, model, dtype, device, job)
@@ -176,7 +175,7 @@ def _visualize(
     """
     chosen = _configuration(sample_ratio, preset, config, paper)
     job = _job(prompts, seed, steps, size, guidance, max_sequence_length, model)
-    _prepare_folder(out)
+    options.prepare_folder(out)
     with quiet_libraries(verbose=verbose):
         messages = Console(stderr=True)
         pipeline = _loaded(messages, model, dtype, device, job)
@@ -308,15 +307,6 @@ def _parse_size(size: str | None) -> tuple[int | None, int | None]:
     if match is None:
         raise RASError(f"--size {size!r} is no size; expected width and height as in 256x256")
     return int(match[1]), int(match[2])
-
-
-def _prepare_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RASError(f"--out {str(folder)!r} cannot be made: {error.strerror}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise RASError(f"--out {str(folder)!r} cannot be written to")
 
 
 def slug(prompt: str) -> str:

@@ -85,7 +85,7 @@ class Entrance:
         """Copies and pickles of the module are stock."""
         return _NoEntrance, ()
 
-    def _run(self, compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _run(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         changed = self._before(args, kwargs)
         output = None
         try:
@@ -93,7 +93,7 @@ class Entrance:
                 return changed.output
             if changed is not None:
                 args, kwargs = changed
-            output = compiled(*args, **kwargs)
+            output = call(*args, **kwargs)
             return output
         finally:
             self._after(output)

@@ -80,15 +80,14 @@ class Lines:
         self._learn(line_error, gap, fresh)
         spread_fresh = None if fresh is None else self._pixels.spread(fresh)
         sample = self._corrected(sample, fresh_value, gap, spread_fresh)
-        secant = moved / self._pixels.spread(gap)
+        if self._rules.needs_slope:
+            self._turn(moved / self._pixels.spread(gap), spread_fresh)
         if fresh is None or spread_fresh is None:
-            self._value, self._slope = fresh_value, secant
+            self._value = fresh_value
             self._since = torch.zeros_like(gap) + now
             self._age.zero_()
         else:
             self._value = torch.where(spread_fresh, fresh_value, self._value)
-            old = torch.zeros_like(secant) if self._slope is None else self._slope
-            self._slope = torch.where(spread_fresh, secant, old)
             self._since = torch.where(fresh, now, self._since)
             self._age.masked_fill_(fresh, 0)
         return self._hand_on(noise_pred, sample, spread_fresh, step)
@@ -128,6 +127,13 @@ class Lines:
         newest = torch.lerp(self._constants, constants, _NEWEST)
         self._constants = newest if fresh is None else torch.where(fresh, newest, self._constants)
 
+    def _turn(self, secant: torch.Tensor, spread_fresh: torch.Tensor | None) -> None:
+        """Slopes of refreshed tokens, through their last two outputs."""
+        if spread_fresh is not None:
+            old = torch.zeros_like(secant) if self._slope is None else self._slope
+            secant = torch.where(spread_fresh, secant, old)
+        self._slope = secant
+
     def _corrected(
         self,
         sample: torch.Tensor,
@@ -139,10 +145,9 @@ class Lines:
         if self._travelled is None:
             return sample
         assert self._value is not None
-        right = (self._age <= self._rules.correction_age).float() * gap * 0.5
-        wanted = (self._value + fresh_value) * self._pixels.spread(right)
-        late = self._pixels.spread((self._age <= self._rules.correction_age).float())
-        change = wanted - self._travelled * late
+        counts = (self._age <= self._rules.correction_age).float()
+        wanted = (self._value + fresh_value) * self._pixels.spread(counts * gap * 0.5)
+        change = wanted - self._travelled * self._pixels.spread(counts)
         if spread_fresh is not None:
             change = change * spread_fresh
             self._travelled = self._travelled * ~spread_fresh
@@ -163,7 +168,7 @@ class Lines:
         length = self._times[step + 1] - self._times[step]
         assert self._value is not None
         effective = self._value
-        if self._slope is not None and (rules.linear or rules.second_order):
+        if self._slope is not None:
             # The mean of a line over a step is its value in the middle; at the clean image there is
             # nothing to gain from a second order, and often something to lose.
             middle = length * 0.5 if rules.second_order and not is_last else length * 0.0

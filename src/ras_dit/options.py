@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ras_dit.config_files import presets
+from ras_dit.errors import RASError
 from ras_dit.loading import DTYPES
 
 DEFAULT_PRESET = "balanced"
@@ -67,3 +69,17 @@ Dtype = Annotated[str, typer.Option(help=f"auto, {', '.join(DTYPES)}.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Out = Annotated[Path, typer.Option(help="Folder for the pictures.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks and all warnings.")]
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder of ``--out``.
+
+    Raises:
+        RASError: If it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RASError(f"--out {str(folder)!r} cannot be made: {error.strerror}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RASError(f"--out {str(folder)!r} cannot be written to")

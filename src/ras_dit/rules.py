@@ -31,6 +31,11 @@ class LineRules:
         return self.linear or self.second_order or self.correction_age > 0
 
     @property
+    def needs_slope(self) -> bool:
+        """Whether anything follows from a line's slope."""
+        return self.linear or self.second_order
+
+    @property
     def order(self) -> int:
         """Power of the noise level's distance with which a line's error grows."""
         return 2 if self.linear else 1

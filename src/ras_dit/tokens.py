@@ -199,14 +199,13 @@ class PixelMap:
     """
 
     def __init__(self, noise_pred: torch.Tensor, sort: TokenSort, num_tokens: int) -> None:
-        self._dim = sort.channel_dim(noise_pred)
         self._sort = sort
         self._owners: torch.Tensor | None = None
         if noise_pred.ndim == 3:
             found, pixels = noise_pred.shape[1], noise_pred.shape[1]
             self._missing = num_tokens - found
         else:
-            self._shape = noise_pred.narrow(self._dim, 0, 1).shape[1:]
+            self._shape = noise_pred.narrow(sort.channel_dim(noise_pred), 0, 1).shape[1:]
             pixels = self._shape.numel()
             numbers = torch.arange(pixels, device=noise_pred.device).view(1, *self._shape)
             order = sort(numbers)[0].flatten(1)
@@ -217,7 +216,10 @@ class PixelMap:
                 tokens = torch.arange(order.shape[0], device=order.device) + self._missing
                 self._owners[order.flatten()] = tokens.repeat_interleave(order.shape[1])
         if found != pixels or self._missing < 0:
-            raise ValueError(f"{pixels} latent pixels, and {found} of them belong to tokens")
+            raise ValueError(
+                f"{pixels} latent pixels, and {found} of them belong to tokens; forecasts and "
+                "expected errors cannot be had here: leave them out, and choose by another metric"
+            )
 
     def spread(self, numbers: torch.Tensor) -> torch.Tensor:
         """Numbers ``[B, N]`` at their tokens' pixels, with a channel dimension of 1."""

@@ -6,7 +6,6 @@ Everything heavy is imported inside the command, so that mounting it costs nothi
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +101,7 @@ def diagnose(
         guidance_scale=defaults.guidance_scale if guidance is None else guidance,
         max_sequence_length=max_sequence_length or defaults.max_sequence_length,
     )
-    _prepare_folder(out)
+    options.prepare_folder(out)
     with _progress(verbose=verbose) as on_run:
         pipeline = load_pipeline(model, dtype=dtype, device=device)
         found = measure(
@@ -143,15 +142,6 @@ def _seeds(prompts: Sequence[Prompt], seed: int) -> tuple[int, ...]:
         before = sum(other is prompt for other in prompts[:number])
         seeds.append(seed + number if own is None else own + before)
     return tuple(seeds)
-
-
-def _prepare_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RASError(f"--out {str(folder)!r} cannot be made: {error.strerror}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise RASError(f"--out {str(folder)!r} cannot be written to")
 
 
 @contextlib.contextmanager
