@@ -31,6 +31,7 @@ PARTS: dict[str, tuple[str, str, str]] = {
             (32, "float32", "--rounds 2"),
             (64, "float32", "--layers 1 --rounds 2"),
             (32, "bfloat16", "--layers 1 --rounds 1"),
+            (64, "bfloat16", "--layers 1 --rounds 1"),
         )
     },
     "step-text-kept": (

@@ -53,6 +53,20 @@ def test_rows_take_turns(made: Any) -> None:
     assert [row for row, unit, _ in crew.asked if unit == 0] == [r.name for r in manifest.rows]
 
 
+def test_rows_that_want_fewer_pictures_take_turns_in_proportion(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    rows = [{"steps": 4}, {"steps": 2, "images": 2}]
+    data = evaluation(model_folder, rows=rows, batch=1, controls=False)
+    manifest, settings = planned(tmp_path, data)
+    crew = Remembered()
+    generate_pictures(tmp_path / "out", manifest, settings, crew=crew)
+    asked = [(row, unit) for row, unit, _ in crew.asked]
+    long, short = (row.name for row in manifest.rows)
+    order = [(long, 0), (short, 0), (long, 1), (long, 2), (short, 1), (long, 3), (long, 4)]
+    assert asked == order
+
+
 def test_a_kill_in_any_write_changes_nothing(
     made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,7 +71,7 @@ def generate_pictures(
 ) -> Progress:
     """Make the pictures that are not there yet.
 
-    Units of all rows take turns, so that a run that is stopped early has as many of each.
+    Units of all rows take turns, so that a run that is stopped early has the same share of each.
 
     Args:
         folder: The evaluation's folder.
@@ -228,14 +228,15 @@ def _chosen(settings: Settings, only: Sequence[str]) -> tuple[str, ...]:
 
 
 def _missing_units(folder: Path, manifest: Manifest) -> list[Task]:
-    rows = {row.name: manifest.units(row) for row in manifest.rows}
-    most = max(map(len, rows.values()))
-    return [
-        Task(row.name, unit)
-        for unit in range(most)
-        for row in manifest.rows
-        if unit < len(rows[row.name]) and whole_unit(folder, row, unit) is None
-    ]
+    waiting = []
+    for place, row in enumerate(manifest.rows):
+        count = len(manifest.units(row))
+        waiting += [
+            (unit / count, place, Task(row.name, unit))
+            for unit in range(count)
+            if whole_unit(folder, row, unit) is None
+        ]
+    return [task for _, _, task in sorted(waiting, key=lambda entry: entry[:2])]
 
 
 def _measurable(folder: Path, manifest: Manifest, scorers: Mapping[str, Scorer]) -> list[_RowUnits]:
