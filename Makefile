@@ -7,7 +7,7 @@ OUT ?= out
 LOWEST := 0.36.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo bench test test-lowest lint format train train-judge samples figures models wheel wheel-test clean evaluate-smoke embedded-tables embedded-times test-fidelity
+.PHONY: help demo bench test test-lowest lint format train train-judge samples figures models wheel wheel-test clean evaluate-smoke embedded-tables embedded-times multirate-tables multirate-times test-fidelity
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -71,6 +71,12 @@ embedded-tables: $(VENV)/installed-dev  ## pictures and scores of the embedded t
 
 embedded-times: $(VENV)/installed-dev  ## seconds of the rows of the embedded tables, on an idle machine
 	$(BIN)/python -m benchmarks.embedded --out $(OUT)/embedded --times
+
+multirate-tables: $(VENV)/installed-dev  ## pictures and scores of multirate sampling for BUDGET minutes, then docs/multirate-tables.md
+	$(BIN)/python -m benchmarks.multirate --out $(OUT)/multirate $(if $(BUDGET),--budget $(BUDGET))
+
+multirate-times: $(VENV)/installed-dev  ## seconds of the rows of the multirate tables, on an idle machine
+	$(BIN)/python -m benchmarks.multirate --out $(OUT)/multirate --times
 
 # torch-fidelity needs torchvision, whose CPU builds do not fit every torch: an environment of its own.
 test-fidelity:  ## FID, sFID and LPIPS against torch-fidelity and torchmetrics (several gigabytes)

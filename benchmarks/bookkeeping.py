@@ -1,10 +1,14 @@
 """What a step costs beside the transformer's own work: choosing tokens, hooks, row numbers.
 
     python -m benchmarks.bookkeeping --grid 64
+    python -m benchmarks.bookkeeping --grid 32 --share   # of a sparse step, too
 
 Bookkeeping is all time inside the wrapped ``scheduler.step`` beyond the stock step, and before
 and after each call of the transformer. Gathering and scattering rows inside the transformer is
 part of the sparse step's own time (``benchmarks.step``).
+
+``--share`` measures a sparse step of half of the tokens on four of SD3-medium's blocks, with
+guidance, and takes it six times for all 24: the whole model would need 8 GB.
 """
 
 from __future__ import annotations
@@ -31,6 +35,22 @@ PARTS = {
     "after the transformer": (TransformerHooks, "_after_transformer"),
 }
 
+# What a row of the table sets beside the schedule.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "std": {"metric": "std"},
+    "l2": {"metric": "l2"},
+    "random": {"metric": "random"},
+    "innovation": {"metric": "innovation"},
+    "innovation, linear, ab2": {"metric": "innovation", "forecast": "linear", "solver": "ab2"},
+    "the same, corrected": {
+        "metric": "innovation",
+        "forecast": "linear",
+        "solver": "ab2",
+        "correction_age": 3,
+    },
+}
+_BLOCKS, _ALL_BLOCKS = 4, 24
+
 
 @contextmanager
 def clocks() -> Iterator[dict[str, list[float]]]:
@@ -56,33 +76,47 @@ def clocks() -> Iterator[dict[str, list[float]]]:
             setattr(owner, method, stock[name])
 
 
+def sparse_step(grid: int, heads: int = 24, rounds: int = 3) -> float:
+    """Seconds of a sparse step of half of the tokens, all of SD3-medium's blocks."""
+    setting = Setting(Size(heads=heads, layers=_BLOCKS, height=grid, width=grid, text=333))
+    with torch.inference_mode():
+        seconds = [setting.accelerated([0.5])[1] for _ in range(rounds)]
+    return statistics.median(seconds) * _ALL_BLOCKS / _BLOCKS
+
+
 def main(say: Callable[[str], object] = sys.stdout.write) -> None:
     """Measure and print a markdown table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--grid", type=int, default=64, help="side of the token grid")
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--metrics", nargs="+", default=["std", "l2", "random"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--share", action="store_true", help="of a sparse step, too")
     options = parser.parse_args()
     size = Size(heads=1, layers=options.layers, height=options.grid, width=options.grid, text=333)
     setting = Setting(size)
     rows = []
-    for metric in options.metrics:
+    step = sparse_step(options.grid) if options.share else None
+    for name in options.variants:
         with torch.inference_mode(), clocks() as seconds:
             ratios = (1.0, *(0.01 for _ in range(options.steps - 1)))
-            with ras_dit.enable(setting, schedule=ratios, metric=metric):
+            with ras_dit.enable(setting, schedule=ratios, **VARIANTS[name]):
                 setting.scheduler.set_timesteps(options.steps)
                 for timestep in setting.scheduler.timesteps:
                     setting.step(timestep)
         # The first steps make what later ones find.
-        parts = {name: statistics.median(values[4:]) * 1e3 for name, values in seconds.items()}
-        row = [metric, *(f"{value:.3f}" for value in parts.values())]
-        rows.append([*row, f"{sum(parts.values()):.3f}"])
+        parts = [statistics.median(values[4:]) * 1e3 for values in seconds.values()]
+        row = [name, *(f"{value:.3f}" for value in (*parts, sum(parts)))]
+        rows.append(row if step is None else [*row, f"{sum(parts) / step / 1e3:.2%}"])
     say(
         f"{size.num_tokens} tokens of 16 latent channels, batch 1, {options.layers} layers; "
         f"medians over {options.steps} steps, milliseconds; {machine()}\n\n"
     )
-    say(table(["metric", *PARTS, "together"], rows))
+    headings = ["metric", *PARTS, "together"]
+    if step is not None:
+        say(f"A sparse step of half of the tokens at SD3-medium's width: {step:.2f} s.\n\n")
+        headings.append("of a sparse step")
+    say(table(headings, rows))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ import torch
 import ras_dit
 from benchmarks.__main__ import PARTS, page
 from benchmarks.bookkeeping import PARTS as BOOKKEEPING
-from benchmarks.bookkeeping import clocks
+from benchmarks.bookkeeping import VARIANTS, clocks, sparse_step
+from benchmarks.bookkeeping import main as bookkeeping
 from benchmarks.settings import Model, Setting, Size
 from benchmarks.step import load, measure
 from benchmarks.timing import interleaved, median_ratio
@@ -75,6 +76,18 @@ def test_clocks_see_every_step_and_leave_nothing_behind() -> None:
     assert set(seconds) == set(BOOKKEEPING)
     assert all(len(values) == 4 for values in seconds.values())
     assert TransformerHooks._before_transformer is before
+
+
+def test_bookkeeping_has_a_row_for_every_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    words = ["bookkeeping", "--grid", "4", "--layers", "1", "--steps", "6", "--share"]
+    monkeypatch.setattr("sys.argv", words)
+    monkeypatch.setattr("benchmarks.bookkeeping.sparse_step", lambda grid: sparse_step(grid, 1, 1))
+    bookkeeping(said.append)
+    lines = said[-1].splitlines()
+    assert [line.split(" | ")[0].strip("| ") for line in lines[2:]] == list(VARIANTS)
+    assert lines[0].endswith("| together | of a sparse step |")
+    assert all(line.endswith("% |") for line in lines[2:])
 
 
 def test_the_page_has_what_was_measured() -> None:

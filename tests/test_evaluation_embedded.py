@@ -15,10 +15,12 @@ import pytest
 import yaml
 from diffusers import StableDiffusion3Pipeline
 
-from benchmarks.embedded import __main__ as command
-from benchmarks.embedded.page import fill
-from benchmarks.embedded.tables import Fight, Table, fights
+from benchmarks.embedded.__main__ import BENCHMARK
+from benchmarks.embedded.tables import Table, answer, fights
 from benchmarks.embedded.views import QUALITY, VIEWS, View
+from benchmarks.pages.command import ROOT, run
+from benchmarks.pages.fights import Fight
+from benchmarks.pages.page import fill
 from family_parts import deep_vae
 from ras_dit.errors import RASError
 from ras_dit.evaluation.comparisons import RowResult
@@ -28,7 +30,7 @@ from ras_dit.evaluation.scorers import Picture
 from ras_dit.evaluation.statistics import mean_statistic
 
 PICTURES = 4
-FILES = Path(command.__file__).parent
+FILES = BENCHMARK.files
 DECIDING = {"dense-28", "dense-14", "dense-10", "dense-7", "random-28-0.25"}
 DECIDING |= {f"ras-28-{ratio:g}-std" for ratio in (0.5, 0.25, 0.125)}
 
@@ -50,7 +52,7 @@ def test_the_rows_that_decide_have_a_thousand_pictures_and_the_others_two_hundre
 
 
 def test_every_table_has_the_rows_of_the_papers() -> None:
-    rows = {name: planned(name).rows for name in command.EVALUATIONS}
+    rows = {name: planned(name).rows for name in BENCHMARK.evaluations}
     found = {view.name: [row for row in rows[view.source] if view.has(row)] for view in VIEWS}
     sparse = {
         name: {
@@ -77,7 +79,7 @@ def files(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     # 64 tokens for the size that the judge knows.
     pipe.vae = deep_vae(pipe.transformer.config.in_channels)
     pipe.save_pretrained(folder / "model")
-    for name in command.EVALUATIONS:
+    for name in BENCHMARK.evaluations:
         data = yaml.safe_load((FILES / f"{name}.yaml").read_text())
         data["rows"] = [
             {**row, "images": 2} if "images" in row else row
@@ -109,21 +111,21 @@ def ran(files: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     folder = tmp_path_factory.mktemp("ran")
     docs = folder / "docs"
     docs.mkdir()
-    shutil.copy(command.ROOT / "docs" / command.PAGE, docs)
+    shutil.copy(ROOT / "docs" / BENCHMARK.page, docs)
     words = ["--out", str(folder / "out"), "--docs", str(docs), "--evaluations", str(files)]
     words += ["--workers", "1"]
     said: list[str] = []
-    assert command.main([*words, "--budget", "0"], said.append) == 2
+    assert run(BENCHMARK, None, [*words, "--budget", "0"], said.append) == 2
     clock = SimpleNamespace(monotonic=iter([0.0, 0.0, 30.0, 61.0]).__next__)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("ras_dit.evaluation.stages.time", clock)
         short = [*words, "--only", "short", "--budget", "1"]
-        assert command.main(short, said.append) == 0
+        assert run(BENCHMARK, None, short, said.append) == 0
     units = (folder / "out" / "short" / "units").rglob("*.json")
     first = {path: path.stat().st_mtime_ns for path in units}
-    half = (docs / command.PAGE).read_text()
-    assert command.main(words, said.append) == 0
-    assert command.main([*words, "--times"], said.append) == 0
+    half = (docs / BENCHMARK.page).read_text()
+    assert run(BENCHMARK, None, words, said.append) == 0
+    assert run(BENCHMARK, None, [*words, "--times"], said.append) == 0
     return Ran(folder, said, first, half)
 
 
@@ -133,7 +135,7 @@ def test_a_budget_stops_between_units_and_the_rest_follows(ran: Ran) -> None:
     assert any(text.startswith("short: 2 of ") for text in ran.said)
     assert sum("more minutes at the pace of this call" in text for text in ran.said) == 1
     assert "No pictures yet." in ran.half
-    assert "short captions: 4 of " in ran.half
+    assert "- short: 4 of " in ran.half
     assert {path: path.stat().st_mtime_ns for path in ran.first} == ran.first
     assert not list(ran.folder.rglob("*.part"))
 
@@ -158,7 +160,7 @@ def test_all_of_it_by_the_command(ran: Ran) -> None:
             assert float(line["seconds"]) > 0
             summary = json.loads((out / "scores" / "emoji" / name / "summary.json").read_text())
             assert float(line["emoji kept"]) == summary["statistics"][0]["value"]
-    text = (ran.folder / "docs" / command.PAGE).read_text()
+    text = (ran.folder / "docs" / BENCHMARK.page).read_text()
     assert "No pictures yet" not in text
     for part in ("at equal cost:", "at equal time:", "| beats fewer steps of equal cost |"):
         assert part in text
@@ -219,23 +221,23 @@ def test_the_answer_has_a_cell_for_every_ratio_and_number_of_steps() -> None:
     shown = Table.of(view, results)
     assert {result.row.name for result in shown.results} == {"a", "b", "c", "dense-14", "dense-5"}
     assert Fight("a", "random", "b", "PSNR", "cost", 14.5 / 14, (10, 10), "beats") in shown.fights
-    assert command.answer(shown, "cost").splitlines()[2:] == [
+    assert answer(shown, "cost").splitlines()[2:] == [
         "| steps | 0.75 | 0.5 | 0.25 | 0.125 |",
         "| --- | --- | --- | --- | --- |",
         "| 28 |  |  | std beats, random loses |  |",
         "| 7 |  | std ties |  |  |",
     ]
-    assert command.answer(shown, "time") == ""
+    assert answer(shown, "time") == ""
     assert set(QUALITY) > {"PSNR"}
 
 
 def test_a_page_keeps_its_prose_and_wants_its_places(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    place = "<!-- a: made by python -m benchmarks.embedded -->\n{}\n<!-- end of a -->"
+    place = "<!-- a: made by make x -->\n{}\n<!-- end of a -->"
     page.write_text(f"before\n{place.format('old')}\nafter\n")
-    fill(page, {"a": r"new \1"})
+    fill(page, {"a": r"new \1"}, "make x")
     assert page.read_text() == "before\n" + place.format(r"new \1") + "\nafter\n"
     with pytest.raises(RASError, match="has 0 places for b"):
-        fill(page, {"b": "x"})
+        fill(page, {"b": "x"}, "make x")
     with pytest.raises(RASError, match="cannot be read"):
-        fill(tmp_path / "none.md", {"a": "x"})
+        fill(tmp_path / "none.md", {"a": "x"}, "make x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,16 @@ from ras_dit.adapters import describe
 from ras_dit.config import RASConfig
 from ras_dit.cost import trace_cost
 from ras_dit.errors import RASError
-from ras_dit.evaluation.files import locked
-from ras_dit.evaluation.manifest import load_manifest, load_settings, read_evaluation, store
-from ras_dit.evaluation.rows import Row, add_controls, read_controls, read_rows
+from ras_dit.evaluation.equal_cost import WITHIN
+from ras_dit.evaluation.files import dump, locked, read_json, write_json
+from ras_dit.evaluation.manifest import (
+    load_manifest,
+    load_settings,
+    manifest_digest,
+    read_evaluation,
+    store,
+)
+from ras_dit.evaluation.rows import Row, add_controls, changed_fields, read_controls, read_rows
 
 
 def cost(config: RASConfig | None, steps: int) -> float:
@@ -213,7 +221,7 @@ def test_a_manifest_is_read_back_equal(model_folder: Path, tmp_path: Path) -> No
     with locked(folder):
         store(folder, manifest, settings)
     assert load_manifest(folder).to_dict() == manifest.to_dict()
-    assert load_manifest(folder).digest() == manifest.digest()
+    assert manifest_digest(folder) == hashlib.sha256(dump(manifest.to_dict())).hexdigest()
     assert load_settings(folder) == settings
     with locked(folder):
         store(folder, manifest, settings)
@@ -303,3 +311,80 @@ def test_fields_can_be_replaced_from_outside(model_folder: Path, tmp_path: Path)
     path = written(tmp_path, evaluation(model_folder))
     assert read_evaluation(path, {"device": "cpu", "model": None})["device"] == "cpu"
     assert read_evaluation(path, {"model": None})["model"] == str(model_folder)
+
+
+def test_rows_store_what_is_not_the_default() -> None:
+    dense, sparse, listed = rows_of(
+        {"steps": 8},
+        {"steps": 8, "sample_ratio": 0.25, "metric": "l2", "keep": "auto"},
+        {"steps": 4, "schedule": [1, 0.5, 0, 1], "name": "listed"},
+        controls=False,
+    )
+    assert (dense.config, dense.sampling) == (None, None)
+    assert sparse.config == {"sample_ratio": 0.25, "metric": "l2"}
+    assert sparse.sampling == RASConfig(sample_ratio=0.25, metric="l2")
+    assert listed.config == {"schedule": [1.0, 0.5, 0.0, 1.0]}
+    assert listed.sampling == RASConfig(schedule=(1, 0.5, 0, 1))
+    # All defaults are a sparse row all the same.
+    (usual,) = rows_of({"steps": 8, "sample_ratio": 0.5}, controls=False)
+    assert usual.config == {}
+    assert usual.sampling == RASConfig()
+
+
+def test_a_folder_that_stored_every_field_goes_on(model_folder: Path, tmp_path: Path) -> None:
+    """What an earlier release began, before fields were added that stand at their defaults."""
+    manifest, settings = planned(tmp_path, evaluation(model_folder))
+    data = manifest.to_dict()
+    for row in data["rows"]:
+        if row["config"] is not None:
+            row["config"] = RASConfig.load(row["config"]).to_dict()
+            del row["config"]["reset_tolerance"]  # as if it were new
+    folder = tmp_path / "out"
+    write_json(folder / "manifest.json", data)
+    before = manifest_digest(folder)
+    with locked(folder):
+        store(folder, manifest, settings)
+    assert manifest_digest(folder) == before
+    loaded = load_manifest(folder)
+    assert loaded.to_dict() == manifest.to_dict()
+    assert [row.recipe for row in loaded.rows] == [row.recipe for row in manifest.rows]
+    # A field that is not at its default is another evaluation.
+    data["rows"][1]["config"]["starvation_scale"] = 0.3
+    write_json(folder / "manifest.json", data)
+    with locked(folder), pytest.raises(RASError, match="holds an evaluation with other rows"):
+        store(folder, manifest, settings)
+    assert read_json(folder / "manifest.json")["rows"][1]["config"]["starvation_scale"] == 0.3
+
+
+@pytest.mark.parametrize("wanted", [5.0, 6.3])
+def test_a_wanted_cost_finds_its_ratio(model_folder: Path, tmp_path: Path, wanted: float) -> None:
+    rows = [{"steps": STEPS, "cost": wanted, "metric": metric} for metric in ("l2", "innovation")]
+    rows.append({"steps": STEPS, "cost": wanted, "schedule": "linear"})
+    manifest, _ = planned(tmp_path, evaluation(model_folder, rows=rows, controls=False))
+    for row in manifest.rows[1:]:
+        assert row.cost == pytest.approx(wanted, rel=WITHIN)
+        assert row.sampling is not None
+        # A step of the grid away it is further off, up or down.
+        for change in (-0.02, 0.02):
+            config = row.sampling.replace(sample_ratio=row.sampling.sample_ratio + change)
+            other = {"steps": STEPS, **changed_fields(config)}
+            data = evaluation(model_folder, rows=[other], controls=False)
+            moved = planned(tmp_path, data)[0].rows[1].cost
+            assert moved is not None
+            assert abs(moved - wanted) >= abs(row.cost - wanted)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"cost": 4}, "cost=4, which sets sample_ratio; give it to a region-adaptive row"),
+        ({"cost": 4, "metric": "l2", "sample_ratio": 0.5}, "which sets sample_ratio"),
+        ({"cost": 4, "schedule": [1.0] * 8}, "without a ratio per step"),
+        ({"cost": 0, "metric": "l2"}, "cost=0; expected a number of dense steps"),
+        ({"cost": "low", "metric": "l2"}, "cost='low'"),
+        ({"cost": 9, "metric": "l2"}, r"cannot cost 9 with steps=8: .* cost 0\.008 to 8; change"),
+    ],
+)
+def test_what_is_wrong_with_a_wanted_cost_is_said(row: Any, message: str) -> None:
+    with pytest.raises(RASError, match=message):
+        rows_of({"steps": 8, **row}, controls=False)

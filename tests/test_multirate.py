@@ -54,7 +54,7 @@ def drive(
         noise = velocity(times[step])
         active = None
         if step in sets:
-            active = torch.tensor(sets[step])
+            active = torch.tensor(sets[step], dtype=torch.int64)
             mask = torch.zeros(2, TOKENS).scatter_(1, active, 1.0)
             noise = torch.where(lines._pixels.spread(mask) > 0, noise, torch.tensor(7.0))
         noise, sample = lines.advance(noise, sample, active, step)
@@ -296,6 +296,20 @@ def test_skipped_steps_cost_nothing() -> None:
     rest = plan_cost(work, [plan for plan in planned if plan.num_active], **shape)
     assert cost.ras == rest.ras
     assert cost.limit == pytest.approx(rest.limit * 10 / 7)
+
+
+@pytest.mark.parametrize("rules", [LineRules(), LineRules(linear=True, second_order=True)])
+def test_a_skipped_step_teaches_nothing(rules: LineRules) -> None:
+    """Not even where it comes before the first innovation."""
+    base, times = latents(), uneven_times()
+    nothing: list[list[int]] = [[], []]
+    rising = lambda t: base + base * t  # noqa: E731
+    _, skipping = drive(rules, rising, times[:5], {1: nothing, 3: nothing}, base)
+    _, twice = drive(rules, rising, times[[0, 2, 3]], {}, base)
+    assert skipping._constants is not None
+    torch.testing.assert_close(skipping._constants, twice._constants)
+    assert (skipping._age == 1).all()
+    assert (skipping._since == times[2].float()).all()
 
 
 def test_the_first_step_cannot_be_skipped() -> None:

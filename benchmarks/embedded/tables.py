@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from benchmarks.embedded.views import View
+from benchmarks.pages.fights import By, Fight, fights_csv, said
 from ras_dit.evaluation.comparisons import RowResult, all_timed, duels, statistic_names
 from ras_dit.evaluation.markdown import estimate, gap_text, heading, number, table
 from ras_dit.evaluation.report import csv_report
 from ras_dit.evaluation.rows import CONTROLS, Role
 
-By = Literal["cost", "time"]
 _ANSWERED = ("emoji kept", "FD-emoji", "PSNR")
 _OF_ROWS = ("row", "reference")
-
-
-@dataclass(frozen=True)
-class Fight:
-    """One number of a row against that of the control nearest in cost or time.
-
-    Attributes:
-        row: Name of the row.
-        kind: What the control is.
-        control: Its name; of those that have the number, the nearest one.
-        statistic: The number.
-        by: What is equal.
-        ratio: The control's cost or time over the row's.
-        gap: 95 % interval of the row's number minus the control's.
-        verdict: As a :class:`ras_dit.evaluation.comparisons.Duel` of this number alone.
-    """
-
-    row: str
-    kind: Role
-    control: str
-    statistic: str
-    by: By
-    ratio: float
-    gap: tuple[float, float]
-    verdict: str
 
 
 def with_times(results: Sequence[RowResult], timed: Sequence[RowResult]) -> tuple[RowResult, ...]:
@@ -183,23 +155,11 @@ class Table:
 
     def fights_csv(self) -> str:
         """Every fight, at full precision."""
-        buffer = io.StringIO()
-        writer = csv.writer(buffer, lineterminator="\n")
-        heads = "row control kind statistic equal ratio low high verdict"
-        writer.writerow(heads.split())
-        for f in self.fights:
-            writer.writerow(
-                [f.row, f.control, f.kind, f.statistic, f.by, f.ratio, *f.gap, f.verdict]
-            )
-        return buffer.getvalue()
+        return fights_csv(self.fights)
 
     def _words(self, row: str, kind: Role, by: By) -> str:
         """For each verdict the numbers that have it."""
-        said: dict[str, list[str]] = {}
-        for fight in self.fights:
-            if (fight.row, fight.kind, fight.by) == (row, kind, by):
-                said.setdefault(fight.verdict, []).append(fight.statistic)
-        return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in said.items())
+        return said(f for f in self.fights if (f.row, f.kind, f.by) == (row, kind, by))
 
 
 def answer(shown: Table, by: By) -> str:
@@ -216,9 +176,10 @@ def answer(shown: Table, by: By) -> str:
     cells: dict[tuple[str, int, float], list[str]] = {}
     for fight in shown.fights:
         row = rows[fight.row]
-        if fight.by == by and fight.kind == "fewer steps" and row.config is not None:
-            place = (fight.statistic, row.steps, row.config["sample_ratio"])
-            cells.setdefault(place, []).append(f"{row.config['metric']} {fight.verdict}")
+        sampling = row.sampling
+        if fight.by == by and fight.kind == "fewer steps" and sampling is not None:
+            place = (fight.statistic, row.steps, sampling.sample_ratio)
+            cells.setdefault(place, []).append(f"{sampling.metric} {fight.verdict}")
     parts = []
     for name in _ANSWERED:
         if not any(place[0] == name for place in cells):

@@ -43,12 +43,13 @@ class View:
         """Whether a row stands here for its own sake, not as another's control."""
         if row.scheduler is not None or row.cache is not None:
             return False
-        if row.config is None:
+        sampling = row.sampling
+        if sampling is None:
             return row.steps in (*self.steps, *self.dense)
         return (
             row.steps in self.steps
-            and row.config["metric"] in self.metrics
-            and row.config["sample_ratio"] in self.ratios
+            and sampling.metric in self.metrics
+            and sampling.sample_ratio in self.ratios
         )
 
 

@@ -7,7 +7,7 @@ import inspect
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,8 @@ class Generated:
         total_seconds: Seconds of the whole pipeline call, text encoders and autoencoder included.
         trace: What was done in each step; ``None`` for a dense run.
         recording: Noise and latents of every step, where they were asked for.
+        latents: Latents after the last step as the pipeline holds them, ``[B, ...]``, where they
+            were asked for.
     """
 
     images: tuple[Image.Image, ...]
@@ -91,6 +93,7 @@ class Generated:
     total_seconds: float
     trace: Trace | None
     recording: Recording | None = None
+    latents: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,7 @@ def generate(
     *,
     on_step: OnStep | None = None,
     record: bool = False,
+    keep_latents: bool = False,
 ) -> Generated:
     """Make the pictures of a job.
 
@@ -147,22 +151,23 @@ def generate(
         on_step: Called after each step with (steps done, all steps).
         record: Keep every step's noise and latents for figures, in CPU memory; see
             :class:`ras_dit.Recording` for its size. A dense run has no recording.
+        keep_latents: Keep the latents after the last step.
 
     Raises:
         RASError: If the job does not fit the pipeline, or RAS cannot be applied to it.
+        UnsupportedError: If latents are to be kept and the pipeline does not hand them over.
     """
     check_size(pipeline, job)
     with contextlib.ExitStack() as stack:
         handle = None
         if config is not None:
             handle = stack.enter_context(ras_dit.enable(pipeline, config, record=record))
-        clock = stack.enter_context(_loop_clock(pipeline, on_step))
+        clock = stack.enter_context(_loop_clock(pipeline, on_step, keep_latents=keep_latents))
         started = clock.now()
         images = _run(pipeline, job, clock)
         total = clock.now() - started
-    if handle is None:
-        return Generated(images, clock.seconds, total, None)
-    return Generated(images, clock.seconds, total, handle.trace, handle.recording)
+    trace, recording = (None, None) if handle is None else (handle.trace, handle.recording)
+    return Generated(images, clock.seconds, total, trace, recording, clock.latents)
 
 
 def compare(
@@ -261,9 +266,11 @@ def _call_arguments(pipeline: Any, job: Job) -> dict[str, Any]:
 class _LoopClock:
     """Times one denoising loop; synchronises a CUDA device at its two ends only."""
 
-    def __init__(self, pipeline: Any, on_step: OnStep | None) -> None:
+    def __init__(self, pipeline: Any, on_step: OnStep | None, *, keep_latents: bool) -> None:
         self._pipeline = pipeline
         self._on_step = on_step
+        self._keep_latents = keep_latents
+        self.latents: torch.Tensor | None = None
         self._started: float | None = None
         self.seconds = 0.0
 
@@ -284,14 +291,29 @@ class _LoopClock:
         total = self._pipeline.num_timesteps
         if step == total - 1 and self._started is not None:
             self.seconds = self.now() - self._started
+            if self._keep_latents:
+                self.latents = _copied(self._pipeline, tensors)
         if self._on_step is not None:
             self._on_step(step + 1, total)
         return tensors
 
 
+def _copied(pipeline: Any, tensors: Mapping[str, Any]) -> torch.Tensor:
+    latents = tensors.get("latents")
+    if not isinstance(latents, torch.Tensor):
+        raise UnsupportedError(
+            f"{type(pipeline).__name__} hands no latents to callback_on_step_end, so they cannot "
+            "be kept; leave latents out"
+        )
+    # Pipelines may scale them in place on the way to the decoder.
+    return latents.detach().clone()
+
+
 @contextlib.contextmanager
-def _loop_clock(pipeline: Any, on_step: OnStep | None) -> Iterator[_LoopClock]:
-    clock = _LoopClock(pipeline, on_step)
+def _loop_clock(
+    pipeline: Any, on_step: OnStep | None, *, keep_latents: bool = False
+) -> Iterator[_LoopClock]:
+    clock = _LoopClock(pipeline, on_step, keep_latents=keep_latents)
     # In front of every other hook, so that gathering the active tokens counts as loop time.
     hook = pipeline.transformer.register_forward_pre_hook(clock.begin, prepend=True)
     try:

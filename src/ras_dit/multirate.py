@@ -62,7 +62,9 @@ class Lines:
         Returns:
             Noise prediction and sample in their own dtypes; the ones given where nothing changes.
         """
-        fresh_value = noise_pred.to(torch.float32, copy=True)
+        # What is kept whole is copied: pipelines may write to their own tensors.
+        keeps_all = self._value is None or active is None
+        fresh_value = noise_pred.to(torch.float32, copy=keeps_all)
         now = self._times[step]
         if self._value is None:
             batch = noise_pred.shape[0]
@@ -71,17 +73,20 @@ class Lines:
             self._since = self._age + now
             return self._hand_on(noise_pred, sample, None, step)
         self._age += 1
+        if active is not None and active.shape[1] == 0:
+            nothing = torch.zeros_like(self._age, dtype=torch.bool)
+            return self._hand_on(noise_pred, sample, nothing, step)
         gap = now - self._since
         fresh = None if active is None else _mask(self._age, active)
         moved = fresh_value - self._value
         line_error = moved
         if self._slope is not None and self._rules.linear:
-            line_error = moved - self._slope * (self._pixels.spread(gap) * self._rules.damping)
+            line_error = moved - self._slope * self._pixels.spread(gap * self._rules.damping)
         self._learn(line_error, gap, fresh)
         spread_fresh = None if fresh is None else self._pixels.spread(fresh)
-        sample = self._corrected(sample, fresh_value, gap, spread_fresh)
+        sample = self._corrected(sample, fresh_value, gap, fresh, spread_fresh)
         if self._rules.needs_slope:
-            self._turn(moved / self._pixels.spread(gap), spread_fresh)
+            self._turn(moved.div_(self._pixels.spread(gap)), spread_fresh)
         if fresh is None or spread_fresh is None:
             self._value = fresh_value
             self._since = torch.zeros_like(gap) + now
@@ -90,7 +95,7 @@ class Lines:
             self._value = torch.where(spread_fresh, fresh_value, self._value)
             self._since = torch.where(fresh, now, self._since)
             self._age.masked_fill_(fresh, 0)
-        return self._hand_on(noise_pred, sample, spread_fresh, step)
+        return self._hand_on(noise_pred, sample, fresh, step)
 
     def predicted_errors(self, step: int) -> torch.Tensor:
         """How wrong each token's line is expected to be when the given step begins.
@@ -130,7 +135,7 @@ class Lines:
     def _turn(self, secant: torch.Tensor, spread_fresh: torch.Tensor | None) -> None:
         """Slopes of refreshed tokens, through their last two outputs."""
         if spread_fresh is not None:
-            old = torch.zeros_like(secant) if self._slope is None else self._slope
+            old = 0.0 if self._slope is None else self._slope
             secant = torch.where(spread_fresh, secant, old)
         self._slope = secant
 
@@ -139,27 +144,28 @@ class Lines:
         sample: torch.Tensor,
         fresh_value: torch.Tensor,
         gap: torch.Tensor,
+        fresh: torch.Tensor | None,
         spread_fresh: torch.Tensor | None,
     ) -> torch.Tensor:
         """The sample after the trapezoidal rule over the long step of each refreshed token."""
         if self._travelled is None:
             return sample
         assert self._value is not None
-        counts = (self._age <= self._rules.correction_age).float()
-        wanted = (self._value + fresh_value) * self._pixels.spread(counts * gap * 0.5)
-        change = wanted - self._travelled * self._pixels.spread(counts)
-        if spread_fresh is not None:
-            change = change * spread_fresh
-            self._travelled = self._travelled * ~spread_fresh
-        else:
+        counts = self._age <= self._rules.correction_age
+        counts = (counts if fresh is None else counts & fresh).float()
+        change = (self._value + fresh_value).mul_(self._pixels.spread(counts * gap * 0.5))
+        change.addcmul_(self._travelled, self._pixels.spread(counts), value=-1)
+        if spread_fresh is None:
             self._travelled = None
-        return (sample.float() + change).to(sample.dtype)
+        else:
+            self._travelled.masked_fill_(spread_fresh, 0)
+        return change.add_(sample).to(sample.dtype)
 
     def _hand_on(
         self,
         noise_pred: torch.Tensor,
         sample: torch.Tensor,
-        spread_fresh: torch.Tensor | None,
+        fresh: torch.Tensor | None,
         step: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean output of every token over the step to come."""
@@ -172,19 +178,19 @@ class Lines:
             # The mean of a line over a step is its value in the middle; at the clean image there is
             # nothing to gain from a second order, and often something to lose.
             middle = length * 0.5 if rules.second_order and not is_last else length * 0.0
-            if spread_fresh is None:
+            if fresh is None:
                 if rules.second_order and not is_last:
-                    effective = torch.add(self._value, self._slope * middle)
+                    effective = torch.addcmul(self._value, self._slope, middle)
             else:
                 line = rules.damping if rules.linear else 0.0
-                age = self._pixels.spread(self._times[step] - self._since)
-                along = torch.where(spread_fresh, middle, (age + middle) * line)
-                effective = self._value + self._slope * along
+                age = self._times[step] - self._since
+                along = torch.where(fresh, middle, (age + middle) * line)
+                effective = torch.addcmul(self._value, self._slope, self._pixels.spread(along))
         if rules.correction_age:
             distance = effective * length
             kept = self._travelled
-            self._travelled = distance if kept is None else kept + distance
-        if effective is self._value and spread_fresh is None:
+            self._travelled = distance if kept is None else kept.add_(distance)
+        if effective is self._value and fresh is None:
             return noise_pred, sample
         return effective.to(noise_pred.dtype), sample
 

@@ -115,7 +115,7 @@ class _RemoteWorkshop:
     def ready(self) -> None:
         """The worker is up."""
 
-    def perform(self, task: Task, contents: Mapping[str, bytes]) -> Product | tuple[str, str]:
+    def perform(self, task: Task, contents: Mapping[Path, bytes]) -> Product | tuple[str, str]:
         """Do a task; its pictures come along, because this machine need not have the folder."""
         try:
             with tempfile.TemporaryDirectory() as folder:
@@ -125,30 +125,23 @@ class _RemoteWorkshop:
         return replace(product, task=task)
 
 
-def _contents(task: Task) -> dict[str, bytes]:
-    paths = [path for p in task.pictures for path in (p.path, p.partner) if path is not None]
+def _contents(task: Task) -> dict[Path, bytes]:
+    paths = [path for picture in task.pictures for path in picture.files]
     try:
-        return {str(path): path.read_bytes() for path in paths}
+        return {path: path.read_bytes() for path in paths}
     except OSError as error:
         raise RASError(
-            f"the picture {error.filename!r} cannot be read ({error.strerror}); run generate again"
+            f"the file {error.filename!r} cannot be read ({error.strerror}); run generate again"
         ) from error
 
 
-def _moved(task: Task, contents: Mapping[str, bytes], folder: Path) -> Task:
+def _moved(task: Task, contents: Mapping[Path, bytes], folder: Path) -> Task:
     """The task with its pictures in a folder of this machine."""
-    places: dict[str, Path] = {}
+    places: dict[Path, Path] = {}
     for number, (name, content) in enumerate(contents.items()):
-        places[name] = folder / f"{number}{Path(name).suffix}"
+        places[name] = folder / f"{number}{name.suffix}"
         places[name].write_bytes(content)
-    pictures = tuple(
-        replace(
-            picture,
-            path=places[str(picture.path)],
-            partner=None if picture.partner is None else places[str(picture.partner)],
-        )
-        for picture in task.pictures
-    )
+    pictures = tuple(picture.moved(places) for picture in task.pictures)
     return replace(task, pictures=pictures)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ras_dit.evaluation.rows import CONTROLS, Role, Row
 from ras_dit.evaluation.scorers import Better, Statistic
-from ras_dit.evaluation.statistics import bootstrap_means, interval
+from ras_dit.evaluation.statistics import bootstrap, interval
 
 Word = Literal["beats", "ties", "loses"]
 _WORDS: tuple[Word, ...] = ("beats", "loses", "ties")
@@ -136,17 +136,29 @@ def duels(result: RowResult, results: Sequence[RowResult]) -> tuple[Duel, ...]:
         if not timed:
             continue
         time, nearest = min(timed, key=lambda pair: abs(np.log(pair[0] / own)))
-        words: dict[str, Word] = {}
-        gaps: dict[str, tuple[float, float]] = {}
-        for own_number in result.statistics:
-            theirs = nearest.statistic(own_number.name)
-            if theirs is not None:
-                gap = _difference(own_number, theirs, result, nearest)
-                gaps[own_number.name] = gap
-                words[own_number.name] = _word(gap, own_number.better)
+        words, gaps = against(result, nearest)
         is_reference = nearest.row.role == "reference"
         found.append(Duel(kind, nearest.row.name, time / own, words, gaps, is_reference))
     return tuple(found)
+
+
+def against(
+    result: RowResult, other: RowResult
+) -> tuple[dict[str, Word], dict[str, tuple[float, float]]]:
+    """A row against another one, whatever their times.
+
+    Returns:
+        Verdicts and 95 % intervals of the row's number minus the other's, by name of the
+        statistics that both have.
+    """
+    words: dict[str, Word] = {}
+    gaps: dict[str, tuple[float, float]] = {}
+    for own in result.statistics:
+        theirs = other.statistic(own.name)
+        if theirs is not None:
+            gaps[own.name] = _difference(own, theirs, result, other)
+            words[own.name] = _word(gaps[own.name], own.better)
+    return words, gaps
 
 
 def frontier(results: Sequence[RowResult], statistic: str) -> set[str]:
@@ -180,15 +192,13 @@ def _is_control(other: Row, row: Row, kind: Role) -> bool:
         return other.is_dense and other.scheduler is None
     if kind == "second order":
         return other.is_dense and other.scheduler is not None
-    if row.config is None or other.config is None or row.config["metric"] == "random":
+    own, theirs = row.sampling, other.sampling
+    if own is None or theirs is None or own.metric == "random":
         return False
-    left_out = ("metric", "keep", "seed")
-    same = all(
-        other.config.get(key) == value for key, value in row.config.items() if key not in left_out
-    )
+    by_chance = {"metric": "random", "keep": "auto", "seed": 0}
     return (
-        same
-        and other.config["metric"] == "random"
+        theirs.metric == "random"
+        and own.replace(**by_chance) == theirs.replace(**by_chance)
         and (other.steps, other.scheduler) == (row.steps, row.scheduler)
     )
 
@@ -208,9 +218,12 @@ def _difference(
         ours, others = (r.columns.get(own.column, {}) for r in (result, other))
         shared = [index for index in ours if index in others]
         if shared:
-            values = np.array([ours[index] - others[index] for index in shared])
             groups = [result.groups[index] for index in shared]
-            return interval(bootstrap_means(values, groups))
+            draws = [
+                bootstrap(np.array([column[index] for index in shared]), groups, own.average)
+                for column in (ours, others)
+            ]
+            return interval(draws[0] - draws[1])
     spread = _Z * float(np.hypot(own.error or 0.0, theirs.error or 0.0))
     gap = own.value - theirs.value
     return gap - spread, gap + spread

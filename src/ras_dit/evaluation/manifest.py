@@ -20,8 +20,8 @@ import yaml
 from ras_dit.config import RASConfig
 from ras_dit.embedded import MODEL_DIR
 from ras_dit.errors import RASError
-from ras_dit.evaluation.files import PART, dump, read_json, write_json
-from ras_dit.evaluation.prompts import Prompt, read_prompts
+from ras_dit.evaluation.files import PART, checksum, dump, read_json, write_json
+from ras_dit.evaluation.prompts import Prompt, Shot, read_count, read_shots
 from ras_dit.evaluation.rows import Row, add_controls, add_reference, read_controls, read_rows
 from ras_dit.loading import call_defaults, locate
 from ras_dit.outline import read_outline
@@ -35,21 +35,8 @@ _WHOLE = 64 * 2**20
 _KEYS = (
     *("title", "model", "dtype", "device", "size", "guidance_scale", "max_sequence_length"),
     *("prompts", "seed", "batch", "threads", "rows", "grid", "reference_steps", "controls"),
-    *("scores", "time"),
+    *("latents", "scores", "time"),
 )
-
-
-@dataclass(frozen=True)
-class Shot:
-    """One picture to be made in every row.
-
-    Attributes:
-        group: Number of its prompt.
-        seed: Seed of its noise.
-    """
-
-    group: int
-    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +58,7 @@ class Manifest:
         shots: The pictures, in order.
         rows: The configurations.
         versions: Of what the pictures depend on.
+        latents: Whether each picture's last latents are kept.
     """
 
     model: str | None
@@ -87,6 +75,7 @@ class Manifest:
     shots: tuple[Shot, ...]
     rows: tuple[Row, ...]
     versions: Mapping[str, str]
+    latents: bool = False
 
     @property
     def reference(self) -> Row:
@@ -106,11 +95,9 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON."""
-        return asdict(self) | {"format": FORMAT, "rows": [row.to_dict() for row in self.rows]}
-
-    def digest(self) -> str:
-        """Fingerprint of all of it."""
-        return hashlib.sha256(dump(self.to_dict())).hexdigest()
+        data = asdict(self) | {"format": FORMAT, "rows": [row.to_dict() for row in self.rows]}
+        # Left out where nothing is kept, so that it changes no evaluation begun without it.
+        return {key: value for key, value in data.items() if key != "latents" or value}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +159,7 @@ def plan_evaluation(data: Mapping[str, Any], place: Path) -> tuple[Manifest, Set
     if model is not None and (place / str(model)).is_dir():
         model = str((place / str(model)).resolve())
     defaults = call_defaults(model)
-    rows_of_text = _number(data, "max_sequence_length") or defaults.max_sequence_length
+    rows_of_text = read_count(data, "max_sequence_length") or defaults.max_sequence_length
     width, height = parse_size(data.get("size"))
     guidance = data.get("guidance_scale")
     outline = read_outline(model, max_sequence_length=rows_of_text)
@@ -195,12 +182,15 @@ def plan_evaluation(data: Mapping[str, Any], place: Path) -> tuple[Manifest, Set
         return evaluations / table.limit
 
     rows = read_rows(data.get("rows"), data.get("grid"), cost)
-    rows = add_reference(rows, _number(data, "reference_steps"), cost)
+    rows = add_reference(rows, read_count(data, "reference_steps"), cost)
     rows = add_controls(rows, read_controls(data.get("controls")), cost)
     seed = data.get("seed", 0)
     if type(seed) is not int or not 0 <= seed < 2**62:
         raise RASError(f"seed={seed!r}; expected an integer between 0 and 2**62")
-    prompts, shots = _shots(data.get("prompts"), seed, place)
+    latents = data.get("latents", False)
+    if type(latents) is not bool:
+        raise RASError(f"latents={latents!r}; expected true or false")
+    prompts, shots = read_shots(data.get("prompts"), seed, place)
     manifest = Manifest(
         model=None if model is None else str(model),
         model_digest=_fingerprint(model),
@@ -210,12 +200,13 @@ def plan_evaluation(data: Mapping[str, Any], place: Path) -> tuple[Manifest, Set
         height=height,
         guidance_scale=defaults.guidance_scale if guidance is None else float(guidance),
         max_sequence_length=rows_of_text,
-        batch=_number(data, "batch") or 1,
-        threads=_number(data, "threads") or 1,
+        batch=read_count(data, "batch") or 1,
+        threads=read_count(data, "threads") or 1,
         prompts=prompts,
         shots=shots,
         rows=rows,
         versions={name: version(name) for name in _PACKAGES} | {"machine": platform.machine()},
+        latents=latents,
     )
     return manifest, read_settings(data, place)
 
@@ -224,11 +215,13 @@ def store(folder: Path, manifest: Manifest, settings: Settings) -> None:
     """Begin an evaluation in a folder, or check that it is the one begun there.
 
     Raises:
-        RASError: If another evaluation was begun in the folder, or with other versions.
+        RASError: If another evaluation was begun in the folder, or with other versions, or scores
+            ask for what is not kept.
     """
+    check_scores(manifest, settings)
     path = folder / MANIFEST
     if path.exists():
-        _check_same(read_json(path), manifest, folder)
+        _check_same(load_manifest(folder), manifest, folder)
     else:
         # A run that was killed while it wrote its first file has begun nothing.
         own = (".lock", f"{MANIFEST}{PART}")
@@ -268,6 +261,11 @@ def load_manifest(folder: Path) -> Manifest:
         raise RASError(f"{str(path)!r} is damaged: {error!r}; begin in a new folder") from error
 
 
+def manifest_digest(folder: Path) -> str:
+    """Fingerprint of a folder's manifest as it was written, by whatever release."""
+    return checksum(folder / MANIFEST)
+
+
 def load_settings(folder: Path) -> Settings:
     """The settings of a folder.
 
@@ -303,54 +301,36 @@ def read_settings(data: Mapping[str, Any], place: Path) -> Settings:
     )
 
 
-def _check_same(stored: Mapping[str, Any], manifest: Manifest, folder: Path) -> None:
-    fresh = manifest.to_dict()
-    # As JSON knows no tuples.
-    if dump(stored) == dump(fresh):
+def check_scores(manifest: Manifest, settings: Settings) -> None:
+    """Refuse scores of what the evaluation does not keep, before pictures are made without it.
+
+    Raises:
+        RASError: If latents are to be scored and none are kept.
+    """
+    if "latent-rmse" in settings.scores and not manifest.latents:
+        raise RASError(
+            "the score latent-rmse compares latents, and this evaluation keeps none; put "
+            "`latents: true` into its YAML file and begin in a new folder, or leave the score out"
+        )
+
+
+def _check_same(begun: Manifest, manifest: Manifest, folder: Path) -> None:
+    stored, fresh = begun.to_dict(), manifest.to_dict()
+    # As JSON, which knows no tuples.
+    changed = [
+        key
+        for key in sorted({*stored, *fresh})
+        if dump({"": stored.get(key)}) != dump({"": fresh.get(key)})
+    ]
+    if not changed:
         return
-    changed = [key for key in fresh if dump({"": stored.get(key)}) != dump({"": fresh[key]})]
     detail = ""
     if changed == ["versions"]:
-        detail = f" ({stored.get('versions')} then, {dict(manifest.versions)} now)"
+        detail = f" ({dict(begun.versions)} then, {dict(manifest.versions)} now)"
     raise RASError(
         f"{str(folder)!r} holds an evaluation with other {', '.join(changed)}{detail}; go on with "
         "what it was begun with, or give a new folder"
     )
-
-
-def _shots(data: object, seed: int, place: Path) -> tuple[tuple[Prompt, ...], tuple[Shot, ...]]:
-    if not isinstance(data, dict):
-        raise RASError(f"prompts is {data!r}; expected a mapping with source, file, count, ...")
-    known = ("source", "file", "count", "field", "per_prompt", "from", "seed")
-    unknown = sorted(set(data) - set(known))
-    if unknown:
-        raise RASError(f"prompts has {', '.join(unknown)}; expected {', '.join(known)}")
-    file = data.get("file")
-    try:
-        prompts = read_prompts(
-            str(data.get("source")),
-            None if file is None else place / Path(str(file)).expanduser(),
-            count=data.get("count"),
-            field_name=data.get("field"),
-            seed=int(data.get("seed", 0)),
-        )
-    except RASError as error:
-        hint = f" (where to get it: {data['from']})" if data.get("from") else ""
-        raise RASError(f"{error}{hint}") from error
-    each = _number(data, "per_prompt") or 1
-    shots = []
-    for group, prompt in enumerate(prompts):
-        for number in range(each):
-            first = seed + group * each if prompt.seed is None else prompt.seed
-            shots.append(Shot(group, first + number))
-    return prompts, tuple(shots)
-
-
-def _number(data: Mapping[str, Any], name: str) -> int | None:
-    value = data.get(name)
-    if value is not None and (type(value) is not int or value < 1):
-        raise RASError(f"{name}={value!r}; expected an integer of at least 1")
-    return value
 
 
 def parse_size(text: object) -> tuple[int | None, int | None]:

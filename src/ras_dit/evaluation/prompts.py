@@ -32,6 +32,19 @@ class Prompt:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Shot:
+    """One picture to be made in every row.
+
+    Attributes:
+        group: Number of its prompt.
+        seed: Seed of its noise.
+    """
+
+    group: int
+    seed: int
+
+
 def read_prompts(
     source: str,
     file: Path | None = None,
@@ -71,6 +84,57 @@ def read_prompts(
     if file is None:
         raise RASError(f"the source {source!r} needs a file; say which with file")
     return _first(tuple(_READERS[source](file, field_name)), file, count)
+
+
+def read_shots(data: object, seed: int, place: Path) -> tuple[tuple[Prompt, ...], tuple[Shot, ...]]:
+    """Prompts and pictures that the ``prompts`` of a YAML file ask for.
+
+    Args:
+        data: A mapping with ``source``, ``file``, ``count``, ``field``, ``per_prompt``, ``from``
+            and ``seed``.
+        seed: Seed of the first picture, where prompts have none of their own.
+        place: Folder that relative paths start from.
+
+    Raises:
+        RASError: If it is no such mapping, or the prompts cannot be read.
+    """
+    if not isinstance(data, dict):
+        raise RASError(f"prompts is {data!r}; expected a mapping with source, file, count, ...")
+    known = ("source", "file", "count", "field", "per_prompt", "from", "seed")
+    unknown = sorted(set(data) - set(known))
+    if unknown:
+        raise RASError(f"prompts has {', '.join(unknown)}; expected {', '.join(known)}")
+    file = data.get("file")
+    try:
+        prompts = read_prompts(
+            str(data.get("source")),
+            None if file is None else place / Path(str(file)).expanduser(),
+            count=data.get("count"),
+            field_name=data.get("field"),
+            seed=int(data.get("seed", 0)),
+        )
+    except RASError as error:
+        hint = f" (where to get it: {data['from']})" if data.get("from") else ""
+        raise RASError(f"{error}{hint}") from error
+    each = read_count(data, "per_prompt") or 1
+    shots = []
+    for group, prompt in enumerate(prompts):
+        for number in range(each):
+            first = seed + group * each if prompt.seed is None else prompt.seed
+            shots.append(Shot(group, first + number))
+    return prompts, tuple(shots)
+
+
+def read_count(data: Mapping[str, Any], name: str) -> int | None:
+    """A count of a YAML file; ``None`` where it is left out.
+
+    Raises:
+        RASError: If it is no integer of at least 1.
+    """
+    value = data.get(name)
+    if value is not None and (type(value) is not int or value < 1):
+        raise RASError(f"{name}={value!r}; expected an integer of at least 1")
+    return value
 
 
 def _first(prompts: tuple[Prompt, ...], file: Path, count: int | None) -> tuple[Prompt, ...]:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from ras_dit.config import RASConfig
 from ras_dit.errors import RASError
+from ras_dit.evaluation.equal_cost import Cost, at_cost
 from ras_dit.evaluation.rivals import CACHES, SOLVERS
 
 Role = Literal["row", "reference", "fewer steps", "second order", "random"]
 CONTROLS: tuple[Role, ...] = ("fewer steps", "second order", "random")
-Cost = Callable[[RASConfig | None, int], float]
 
-_OWN = ("name", "steps", "scheduler", "cache", "published", "images", "without")
+_OWN = ("name", "steps", "scheduler", "cache", "published", "images", "without", "cost")
 _SOURCES = ("paper", "preset")
 _LIMITS = ("images", "without")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,80}")
@@ -30,7 +30,7 @@ class Row:
         name: Its folder and its label: letters, digits and ``._+-``.
         steps: Denoising steps.
         role: What it is there for.
-        config: Fields of its ``RASConfig``; ``None`` runs dense.
+        config: Fields of its ``RASConfig`` that are not the defaults; ``None`` runs dense.
         scheduler: A solver of :data:`ras_dit.evaluation.rivals.SOLVERS` in place of the model's.
         cache: A step cache of another library, ``{"name": ..., options}``.
         published: Numbers of a paper, by heading, to stand beside ours.
@@ -56,6 +56,11 @@ class Row:
         return self.config is None and self.cache is None
 
     @property
+    def sampling(self) -> RASConfig | None:
+        """Its configuration; ``None`` runs dense."""
+        return None if self.config is None else RASConfig.load(self.config)
+
+    @property
     def recipe(self) -> tuple[Any, ...]:
         """What decides the pictures; rows of one recipe make the same ones."""
         cache = None if self.cache is None else sorted(self.cache.items())
@@ -67,8 +72,21 @@ class Row:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Row:
-        """The row of :meth:`to_dict`."""
-        return cls(**{**data, "without": tuple(data["without"])})
+        """The row of :meth:`to_dict`, or of a release that stored default fields, too."""
+        config = data["config"]
+        if config is not None:
+            config = changed_fields(RASConfig.load(config))
+        return cls(**{**data, "config": config, "without": tuple(data["without"])})
+
+
+def changed_fields(config: RASConfig) -> dict[str, Any]:
+    """The fields that are not the defaults, so that new fields change no stored row.
+
+    Raises:
+        RASError: If a field is a callable.
+    """
+    usual = RASConfig().to_dict()
+    return {key: value for key, value in config.to_dict().items() if value != usual[key]}
 
 
 @dataclass(frozen=True)
@@ -93,7 +111,7 @@ def read_rows(rows: object, grid: object, cost: Cost) -> tuple[Row, ...]:
         rows: Its ``rows``: a list of mappings with ``steps`` and fields of ``RASConfig``, or
             ``paper`` or ``preset`` with fields that replace theirs; none of these is a dense row.
             ``scheduler``, ``cache``, ``name``, ``published``, ``images`` and ``without`` as in
-            :class:`Row`.
+            :class:`Row`; ``cost`` is what the row is to cost, and sets ``sample_ratio``.
         grid: Its ``grid``: the same fields with a list of values each; every combination is a
             row.
         cost: Planned cost of a configuration and a number of steps, in dense steps.
@@ -160,9 +178,10 @@ def add_controls(rows: Sequence[Row], wanted: Controls, cost: Cost) -> tuple[Row
         found.append(row)
 
     for row in rows:
-        if row.config is None or row.scheduler is not None:
+        sampling = row.sampling
+        if sampling is None or row.scheduler is not None:
             continue
-        steps = max(1, round(cost(RASConfig.load(row.config), row.steps)))
+        steps = max(1, round(cost(sampling, row.steps)))
         limits = [number for number in (row.images, wanted.images) if number is not None]
         fewer: dict[str, Any] = {
             "images": min(limits, default=None),
@@ -184,9 +203,9 @@ def add_controls(rows: Sequence[Row], wanted: Controls, cost: Cost) -> tuple[Row
                     **same,
                 )
             )
-        if wanted.roles["random"] and row.config["metric"] != "random":
-            config = {**row.config, "metric": "random", "keep": "auto"}
-            name = _free_name(f"random-{row.steps}-{row.config['sample_ratio']:g}", found, config)
+        if wanted.roles["random"] and sampling.metric != "random":
+            config = changed_fields(sampling.replace(metric="random", keep="auto"))
+            name = _free_name(f"random-{row.steps}-{sampling.sample_ratio:g}", found, config)
             add(replace(row, name=name, role="random", config=config, published={}, **fewer))
     return tuple(found)
 
@@ -227,6 +246,8 @@ def _row(data: Mapping[str, Any], number: int, cost: Cost) -> Row:
     if type(steps) is not int or steps < 1:
         raise RASError(f"row {number} has steps={steps!r}; expected an integer of at least 1")
     config = _config(data, f"row {number}")
+    if "cost" in data:
+        config = at_cost(config, steps, data, cost, f"row {number}")
     cache = _cache(data.get("cache"), f"row {number}")
     scheduler = data.get("scheduler")
     if scheduler is not None and scheduler not in SOLVERS:
@@ -245,7 +266,7 @@ def _row(data: Mapping[str, Any], number: int, cost: Cost) -> Row:
     row = Row(
         name=str(data.get("name") or _own_name(steps, config, scheduler, cache)),
         steps=steps,
-        config=None if config is None else config.to_dict(),
+        config=None if config is None else changed_fields(config),
         scheduler=scheduler,
         cache=cache,
         published=_published(data.get("published"), f"row {number}"),

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -27,12 +27,14 @@ from numpy.typing import NDArray
 from ras_dit.errors import RASError
 
 Better = Literal["higher", "lower"]
+Average = Literal["mean", "median"]
 
 # Factories by name, imported when they are asked for.
 SCORERS: Mapping[str, str] = {
     "psnr": "ras_dit.evaluation.pixels:psnr",
     "ssim": "ras_dit.evaluation.pixels:ssim",
     "lpips": "ras_dit.evaluation.pixels:lpips",
+    "latent-rmse": "ras_dit.evaluation.latents:latent_rmse",
     "fid": "ras_dit.evaluation.inception:InceptionScorer",
     "clip": "ras_dit.evaluation.clip:clip_score",
     "pickscore": "ras_dit.evaluation.clip:pick_score",
@@ -45,6 +47,19 @@ _GROUP = "ras_dit.scorers"
 
 class ScorerUnavailable(RASError):  # noqa: N818  (it is no fault of the program)
     """A scorer that cannot run here: the message says what to install or where to put weights."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A file as it was made.
+
+    Attributes:
+        path: Where it is.
+        sha256: Of its bytes.
+    """
+
+    path: Path
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,8 @@ class Picture:
         partner: The reference row's picture of the same prompt and seed; ``None`` for scorers
             that need none.
         partner_sha256: Of that file.
+        latents: The picture's latents, float32 ``.npy``, where the evaluation keeps them.
+        partner_latents: Those of its partner.
     """
 
     index: int
@@ -73,6 +90,33 @@ class Picture:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     partner: Path | None = None
     partner_sha256: str = ""
+    latents: Stored | None = None
+    partner_latents: Stored | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file of it and its partner."""
+        latents = (self.latents, self.partner_latents)
+        paths = (self.path, self.partner, *(None if one is None else one.path for one in latents))
+        return tuple(path for path in paths if path is not None)
+
+    def moved(self, places: Mapping[Path, Path]) -> Picture:
+        """The picture with its files elsewhere.
+
+        Args:
+            places: New place of each of :attr:`files`.
+        """
+
+        def there(stored: Stored | None) -> Stored | None:
+            return None if stored is None else replace(stored, path=places[stored.path])
+
+        return replace(
+            self,
+            path=places[self.path],
+            partner=None if self.partner is None else places[self.partner],
+            latents=there(self.latents),
+            partner_latents=there(self.partner_latents),
+        )
 
 
 @dataclass(frozen=True)
@@ -109,9 +153,10 @@ class Statistic:
         high: Upper end.
         count: Pictures that it was computed from.
         better: Whether higher or lower is better.
-        column: The per-picture column that ``value`` is the mean of, so that two rows are compared
-            picture by picture; ``None`` for a number of the whole set, which is compared by
-            ``error``.
+        column: The per-picture column that ``value`` is an average of, so that two rows are
+            compared picture by picture; ``None`` for a number of the whole set, which is compared
+            by ``error``.
+        average: Which average of it.
         error: Standard error of ``value``.
         unit: For the heading: "dB", "%", ...
     """
@@ -123,6 +168,7 @@ class Statistic:
     count: int
     better: Better
     column: str | None = None
+    average: Average = "mean"
     error: float | None = None
     unit: str = ""
 

@@ -163,8 +163,14 @@ def try_scorers(
 
 
 def _digest(pictures: Sequence[Picture]) -> str:
-    facts = [[p.index, p.prompt, p.sha256, p.partner_sha256] for p in pictures]
+    facts = [[p.index, p.prompt, p.sha256, p.partner_sha256, *_latents(p)] for p in pictures]
     return hashlib.sha256(dump({"pictures": facts})).hexdigest()
+
+
+def _latents(picture: Picture) -> list[str]:
+    return [
+        stored.sha256 for stored in (picture.latents, picture.partner_latents) if stored is not None
+    ]
 
 
 def _check_files(pictures: Sequence[Picture]) -> None:

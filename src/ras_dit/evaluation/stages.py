@@ -11,9 +11,11 @@ from typing import Any
 from ras_dit.errors import RASError
 from ras_dit.evaluation.crews import Alone, Crew
 from ras_dit.evaluation.files import locked, read_json, sweep, write_bytes, write_json
+from ras_dit.evaluation.latents import stored_latents
 from ras_dit.evaluation.manifest import (
     Manifest,
     Settings,
+    check_scores,
     load_manifest,
     load_settings,
     store,
@@ -139,6 +141,7 @@ def score_pictures(
         if settings is not None:
             store(folder, manifest, settings)
         settings = load_settings(folder)
+        check_scores(manifest, settings)
         sweep(folder)
         names = _chosen(settings, only)
         refused: dict[str, str] = {}
@@ -186,14 +189,12 @@ def finished_units(folder: Path, manifest: Manifest, row: Row) -> list[tuple[Pic
         record = whole_unit(folder, row, unit)
         if record is None:
             break
-        found.append(
-            tuple(_picture(folder, manifest, row, index, record["pictures"]) for index in indices)
-        )
+        found.append(tuple(_picture(folder, manifest, row, index, record) for index in indices))
     return found
 
 
 def _picture(
-    folder: Path, manifest: Manifest, row: Row, index: int, facts: Mapping[str, Any]
+    folder: Path, manifest: Manifest, row: Row, index: int, record: Mapping[str, Any]
 ) -> Picture:
     shot = manifest.shots[index]
     prompt = manifest.prompts[shot.group]
@@ -204,8 +205,9 @@ def _picture(
         group=shot.group,
         seed=shot.seed,
         path=folder / name,
-        sha256=facts[name]["sha256"],
+        sha256=record["pictures"][name]["sha256"],
         metadata=prompt.metadata,
+        latents=stored_latents(folder, record, row.name, index),
     )
 
 
@@ -266,6 +268,7 @@ def _with_partners(
                 picture,
                 partner=reference[picture.index].path,
                 partner_sha256=reference[picture.index].sha256,
+                partner_latents=reference[picture.index].latents,
             )
             for picture in unit
         )

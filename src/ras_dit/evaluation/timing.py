@@ -24,6 +24,7 @@ from ras_dit.evaluation.manifest import (
     Settings,
     load_manifest,
     load_settings,
+    manifest_digest,
     parse_size,
     store,
 )
@@ -92,7 +93,7 @@ def time_rows(
             manifest.model, dtype=manifest.dtype, device=device or manifest.device
         )
         count = chosen.threads or manifest.threads
-        _check_conditions(folder, manifest, chosen, pipeline, count)
+        _check_conditions(folder, chosen, pipeline, count)
         missing = {
             row.name: [n for n in range(chosen.runs) if not _path(folder, row.name, n).exists()]
             for row in manifest.rows
@@ -191,9 +192,7 @@ def _resident_peak() -> int | None:
     return None if match is None else 1024 * int(match[1])
 
 
-def _check_conditions(
-    folder: Path, manifest: Manifest, chosen: TimeSettings, pipeline: Any, count: int
-) -> None:
+def _check_conditions(folder: Path, chosen: TimeSettings, pipeline: Any, count: int) -> None:
     device = pipeline.transformer.device
     conditions = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
@@ -201,7 +200,7 @@ def _check_conditions(
         "threads": count,
         "batch": chosen.batch,
         "size": chosen.size,
-        "manifest": manifest.digest(),
+        "manifest": manifest_digest(folder),
     }
     stored = read_conditions(folder)
     if stored is None:

@@ -17,11 +17,11 @@ from typing import Any, Literal
 import torch
 
 from ras_dit.adapters import describe
-from ras_dit.config import RASConfig
 from ras_dit.cost import trace_cost
 from ras_dit.errors import RASError
 from ras_dit.evaluation.files import dump, read_json
 from ras_dit.evaluation.images import encode_png
+from ras_dit.evaluation.latents import encode_latents, latents_path
 from ras_dit.evaluation.manifest import Manifest, Settings, pictures_of
 from ras_dit.evaluation.rivals import counted_flops, solver, step_cache
 from ras_dit.evaluation.rows import Row
@@ -114,19 +114,20 @@ class Workshop:
 
     def _make(self, pipeline: Any, row: Row, unit: int, indices: Sequence[int]) -> dict[str, bytes]:
         job = job_of(self._manifest, row, indices)
-        made, cost = run_row(pipeline, row, job, count=True)
-        files = {
+        made, cost = run_row(pipeline, row, job, count=True, keep_latents=self._manifest.latents)
+        pictures = {
             picture_path(row, index): encode_png(image)
             for index, image in zip(indices, made.images, strict=True)
         }
-        record = {
-            "cost": cost,
-            "pictures": {
-                path: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-                for path, data in files.items()
-            },
-        }
-        return files | {unit_path(row, unit): dump(record)}
+        record: dict[str, Any] = {"cost": cost, "pictures": _facts(pictures)}
+        latents = {}
+        if made.latents is not None:
+            latents = {
+                latents_path(row.name, index): encode_latents(one)
+                for index, one in zip(indices, made.latents, strict=True)
+            }
+            record["latents"] = _facts(latents)
+        return pictures | latents | {unit_path(row, unit): dump(record)}
 
     def _score(self, task: Task, name: str) -> dict[str, bytes]:
         if name not in self._scorers:
@@ -135,7 +136,7 @@ class Workshop:
 
 
 def run_row(
-    pipeline: Any, row: Row, job: Job, *, count: bool = False
+    pipeline: Any, row: Row, job: Job, *, count: bool = False, keep_latents: bool = False
 ) -> tuple[Generated, float | None]:
     """Run one job as a row says.
 
@@ -144,6 +145,7 @@ def run_row(
         row: The configuration.
         job: What to make.
         count: Whether to count the FLOPs of a step cache, which slows it down.
+        keep_latents: Whether the latents after the last step are wanted.
 
     Returns:
         What was made, and its cost in evaluations of the dense transformer; ``None`` for a step
@@ -152,14 +154,13 @@ def run_row(
     Raises:
         RASError: If the row cannot be had on this pipeline.
     """
-    config = None if row.config is None else RASConfig.load(row.config)
     with contextlib.ExitStack() as stack:
         stack.enter_context(solver(pipeline, row.scheduler))
         stack.enter_context(step_cache(pipeline, row.cache))
         flops = None
         if row.cache is not None and count:
             flops = stack.enter_context(counted_flops(pipeline.transformer))
-        made = generate(pipeline, config, job)
+        made = generate(pipeline, row.sampling, job, keep_latents=keep_latents)
     if made.trace is not None:
         work = describe(pipeline.transformer).work(pipeline.transformer.config)
         return made, len(made.trace.steps) / trace_cost(work, made.trace).limit
@@ -190,6 +191,14 @@ def job_of(manifest: Manifest, row: Row, indices: Sequence[int]) -> Job:
     )
 
 
+def _facts(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """What a unit's record says of its files."""
+    return {
+        path: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        for path, data in files.items()
+    }
+
+
 def picture_path(row: Row, index: int) -> str:
     """Path of a picture in the evaluation's folder."""
     return f"images/{row.name}/{index:06d}.png"
@@ -201,7 +210,7 @@ def unit_path(row: Row, unit: int) -> str:
 
 
 def whole_unit(folder: Path, row: Row, unit: int) -> Mapping[str, Any] | None:
-    """The record of a unit whose pictures are all there; ``None`` where it is to be made.
+    """The record of a unit whose files are all there; ``None`` where it is to be made.
 
     Raises:
         RASError: If the record is damaged.
@@ -210,9 +219,9 @@ def whole_unit(folder: Path, row: Row, unit: int) -> Mapping[str, Any] | None:
     if not path.exists():
         return None
     record = read_json(path)
-    for name, facts in record["pictures"].items():
-        picture = folder / name
-        if not picture.is_file() or picture.stat().st_size != facts["bytes"]:
+    for name, facts in {**record["pictures"], **record.get("latents", {})}.items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != facts["bytes"]:
             return None
     return record
 

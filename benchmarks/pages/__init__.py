@@ -1,0 +1,1 @@
+"""What benchmarks with a page of their own share: evaluations, the command, marked places."""
