@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -148,9 +147,7 @@ class Gauge:
     def measure_part(self, candidate: Candidate, part: int) -> Measured:
         """One part of its pictures."""
         reference = self._reference(part)
-        job = replace(
-            self._job(part), num_inference_steps=candidate.steps, sigmas=candidate.sigmas
-        )
+        job = replace(self._job(part), num_inference_steps=candidate.steps, sigmas=candidate.sigmas)
         config = candidate.config
         if config is None:
             run = stock_run(self.pipeline, job)

@@ -224,9 +224,7 @@ def check_budget(space: SparseSpace, budget: float) -> None:
         )
 
 
-def _fields(
-    dimensions: Sequence[Dimension], able: Abilities, choose: Choose
-) -> dict[str, Any]:
+def _fields(dimensions: Sequence[Dimension], able: Abilities, choose: Choose) -> dict[str, Any]:
     """The fields that are not at their defaults."""
     chosen: dict[str, Any] = {}
     for dimension in dimensions:
