@@ -18,8 +18,15 @@ from ras_dit.errors import RASError
 from ras_dit.evaluation.statistics import bootstrap_means, interval
 from ras_dit.tuning.candidates import Candidate
 from ras_dit.tuning.gauge import Gauge, Measured
-from ras_dit.tuning.search import Found, Plan, open_studies, search
-from ras_dit.tuning.space import Abilities, DenseSpace, Space, SparseSpace, check_budget
+from ras_dit.tuning.search import Found, Plan, open_trials, search
+from ras_dit.tuning.space import (
+    Abilities,
+    DenseSpace,
+    Space,
+    SparseSpace,
+    check_budget,
+    dimensions,
+)
 from ras_dit.tuning.target import Target
 
 TRIALS = 60
@@ -138,12 +145,12 @@ def tune(
         if on_trial is not None:
             on_trial(done, 2 * trials)
 
-    with open_studies(storage, names, seed) as studies:
+    with open_trials(storage, names) as searches:
         presets, controls = (
-            search(study, space, gauge, plan, count)
-            for study, space in zip(studies, spaces, strict=True)
+            search(own, space, gauge, plan, count)
+            for own, space in zip(searches, spaces, strict=True)
         )
-        tried = sum(len(study.get_trials(deepcopy=False)) for study in studies)
+        tried = sum(len(own.measured) for own in searches)
     if target.fidelity is not None and presets[0].score >= plan.ceiling:
         best = max(found.measured.median_psnr for found in presets)
         raise RASError(
@@ -191,6 +198,8 @@ def _digest(gauge: Gauge, plan: Plan) -> str:
         "target": str(plan.target),
         "most": plan.ceiling,
         "seed": plan.seed,
+        "dimensions": dimensions(),
+        "weights": gauge.fingerprint(),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 

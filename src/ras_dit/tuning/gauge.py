@@ -160,6 +160,12 @@ class Gauge:
         found = map(psnr, run.images, reference.images)
         return Measured(tuple(errors), tuple(found))
 
+    def fingerprint(self) -> str:
+        """Something of the transformer's weights, the same wherever they are."""
+        parameters = self.pipeline.transformer.parameters()
+        sums = (float(p.detach().sum(dtype=torch.float64)) for p in parameters)
+        return f"{math.fsum(sums):.6g}"
+
     def facts(self) -> dict[str, Any]:
         """What decides the numbers: pipeline, tokens, pictures and references."""
         job, pipeline = self.job, self.pipeline

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _EXPLORING = 16
 _EXPLORE_ONE_IN = 3
 _PARENTS = 3
+# Trials that are measured to the end whatever they come to.
+_NEVER_PRUNED = 4
 _TRIES = 60
 # What a neighbour may cost, as a share of its parent's cost, where a fidelity is wanted.
 _CHEAPER = (0.85, 0.9, 0.95, 1.0)
@@ -61,14 +63,57 @@ class Plan:
     seed: int
 
 
+class Trials:
+    """The trials of one search: in memory, and those that are measured in a file, too.
+
+    A file never holds half a trial. One that a killed search was at is drawn again.
+
+    Args:
+        study: Where they are drawn.
+        file: Where they are kept, if anywhere.
+    """
+
+    def __init__(self, study: Study, file: Study | None) -> None:
+        self.study = study
+        self._file = file
+        if file is not None:
+            study.add_trials(file.get_trials(deepcopy=False))
+
+    @property
+    def measured(self) -> list[FrozenTrial]:
+        """Those that were measured, to the end or until others were better."""
+        from optuna.trial import TrialState
+
+        states = (TrialState.COMPLETE, TrialState.PRUNED)
+        return self.study.get_trials(deepcopy=False, states=states)
+
+    @property
+    def found(self) -> list[Found]:
+        """Those that were measured on all pictures, the best first."""
+        from optuna.trial import TrialState
+
+        whole = [_found(trial) for trial in self.measured if trial.state == TrialState.COMPLETE]
+        return sorted(whole, key=lambda found: found.score)
+
+    @property
+    def candidates(self) -> list[Candidate]:
+        """What was tried, in order."""
+        return [Candidate.from_dict(trial.user_attrs["candidate"]) for trial in self.measured]
+
+    def keep_last(self) -> None:
+        """Write the newest one to the file."""
+        if self._file is not None:
+            self._file.add_trial(self.measured[-1])
+
+
 def search(
-    study: Study, space: Space, gauge: Gauge, plan: Plan, on_trial: Callable[[], None]
+    trials: Trials, space: Space, gauge: Gauge, plan: Plan, on_trial: Callable[[], None]
 ) -> list[Found]:
     """Try candidates until there are as many as wanted, those of an earlier call among them.
 
     Args:
-        study: From :func:`open_studies`.
-        space: Where they come from.
+        trials: From :func:`open_trials`.
+        space: Where candidates come from.
         gauge: Measures them.
         plan: What is wanted.
         on_trial: Called after each.
@@ -76,25 +121,20 @@ def search(
     Returns:
         Those that were measured on all pictures, the best first.
     """
-    from optuna.trial import TrialState
-
-    _close_killed(study)
-    while (number := len(_finished(study))) < plan.trials:
+    while (number := len(trials.measured)) < plan.trials:
         rng = random.Random(f"{plan.seed} {number}")
-        trial, candidate = _propose(study, space, plan, rng, number)
+        trial, candidate = _propose(trials, space, plan, rng, number)
         if candidate is None:
-            # Nothing new is left to try.
-            study.tell(trial, state=TrialState.FAIL)
-            break
-        _try(study, trial, candidate, gauge, plan)
+            break  # nothing new is left to try
+        _try(trials.study, trial, candidate, gauge, plan)
+        trials.keep_last()
         on_trial()
-    whole = [_found(trial) for trial in _finished(study) if trial.state == TrialState.COMPLETE]
-    return sorted(whole, key=lambda found: found.score)
+    return trials.found
 
 
 @contextlib.contextmanager
-def open_studies(storage: Path | None, names: Sequence[str], seed: int) -> Iterator[list[Study]]:
-    """Studies of these names, of a file or in memory.
+def open_trials(storage: Path | None, names: Sequence[str]) -> Iterator[list[Trials]]:
+    """The trials of the searches of these names, with what a file holds of them already.
 
     Raises:
         RASError: If optuna is not installed, or the file cannot be used.
@@ -104,15 +144,16 @@ def open_studies(storage: Path | None, names: Sequence[str], seed: int) -> Itera
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         kept = _storage(optuna, storage)
-        yield [
-            optuna.create_study(
-                storage=kept,
-                study_name=name,
-                load_if_exists=True,
-                sampler=optuna.samplers.TPESampler(seed=seed),
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+
+        def study(name: str, place: Any) -> Study:
+            pruner = optuna.pruners.MedianPruner(n_startup_trials=_NEVER_PRUNED)
+            made: Study = optuna.create_study(
+                storage=place, study_name=name, load_if_exists=True, pruner=pruner
             )
-            for name in names
+            return made
+
+        yield [
+            Trials(study(name, None), None if kept is None else study(name, kept)) for name in names
         ]
     finally:
         optuna.logging.set_verbosity(before)
@@ -153,60 +194,29 @@ def _storage(optuna: Any, file: Path | None) -> Any:
         raise RASError(f"storage {str(file)!r} cannot be used: {reason}") from error
 
 
-def _finished(study: Study) -> list[FrozenTrial]:
-    from optuna.trial import TrialState
-
-    states = (TrialState.COMPLETE, TrialState.PRUNED)
-    return study.get_trials(deepcopy=False, states=states)
-
-
-def _close_killed(study: Study) -> None:
-    """End the trials of a process that was killed; they are drawn again."""
-    from optuna.trial import TrialState
-
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-
-
 def _propose(
-    study: Study, space: Space, plan: Plan, rng: random.Random, number: int
+    trials: Trials, space: Space, plan: Plan, rng: random.Random, number: int
 ) -> tuple[Trial, Candidate | None]:
     """The next trial and a candidate that was not tried yet."""
     import optuna
 
-    # A sampler of its own for every trial: what it draws depends on nothing that is not stored.
+    study, known, best = trials.study, trials.candidates, trials.found[:_PARENTS]
+    # A sampler of its own for every trial: what it draws depends on nothing that is not kept.
     study.sampler = optuna.samplers.TPESampler(seed=rng.randrange(2**32))
-    tried = _finished(study)
-    known = [Candidate.from_dict(trial.user_attrs["candidate"]) for trial in tried]
-    if number < len(space.starts) and not _waiting(study):
+    if number < len(space.starts):
         study.enqueue_trial(dict(space.starts[number]))
     trial = study.ask()
-    explores = number < _EXPLORING or number % _EXPLORE_ONE_IN == 0
-    best = _best(tried)
-    candidate = None
-    if explores or not best:
-        budget = plan.target.cost or _chosen_budget(trial, plan.ceiling)
+    if not best or number < _EXPLORING or number % _EXPLORE_ONE_IN == 0:
+        budget = plan.target.cost or trial.suggest_float("budget", 2.0, plan.ceiling, log=True)
         candidate = space.choose(trial.suggest_categorical, budget)
-    for _ in range(_TRIES):
-        if candidate is not None and candidate not in known:
+        if candidate not in known:
             return trial, candidate
-        parents = best or ([] if candidate is None else [_unmeasured(candidate)])
-        if not parents:
-            break
-        parent = rng.choice(parents)
-        candidate = space.neighbour(parent.candidate, _budget(plan, parent, rng), rng)
+    for _ in range(_TRIES if best else 0):
+        parent = rng.choice(best)
+        near = space.neighbour(parent.candidate, _budget(plan, parent, rng), rng)
+        if near is not None and near not in known:
+            return trial, near
     return trial, None
-
-
-def _waiting(study: Study) -> bool:
-    from optuna.trial import TrialState
-
-    return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-
-
-def _chosen_budget(trial: Trial, ceiling: float) -> float:
-    """Where a fidelity is wanted, what it may cost is one of the choices."""
-    return trial.suggest_float("budget", 2.0, ceiling, log=True)
 
 
 def _budget(plan: Plan, parent: Found, rng: random.Random) -> float:
@@ -236,13 +246,6 @@ def _try(study: Study, trial: Trial, candidate: Candidate, gauge: Gauge, plan: P
     study.tell(trial, score)
 
 
-def _best(trials: Sequence[FrozenTrial]) -> list[Found]:
-    from optuna.trial import TrialState
-
-    whole = [_found(trial) for trial in trials if trial.state == TrialState.COMPLETE]
-    return sorted(whole, key=lambda found: found.score)[:_PARENTS]
-
-
 def _found(trial: FrozenTrial) -> Found:
     kept = trial.user_attrs
     return Found(
@@ -251,7 +254,3 @@ def _found(trial: FrozenTrial) -> Found:
         Measured(tuple(kept["errors"]), tuple(kept["psnr"])),
         float(trial.values[0]),
     )
-
-
-def _unmeasured(candidate: Candidate) -> Found:
-    return Found(candidate, float(candidate.steps), Measured(), 0.0)

@@ -27,6 +27,7 @@ _WARMUPS = (1, 2, 3, 4, 5, 6)
 _TAILS = (0, 1, 2, 3, 4)
 _RESETS = (0, 3, 4, 6, 9)
 _FEWER_STEPS = 3
+_LEAST: schedules.Schedule = (1.0, schedules.LEVELS[1])
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,8 @@ class Space(Protocol):
     def starts(self) -> Sequence[Mapping[str, Choice]]:
         """Choices that are worth trying first."""
 
-    def choose(self, choose: Choose, budget: float) -> Candidate | None:
-        """The candidate of some choices; ``None`` if none of them fits the budget."""
+    def choose(self, choose: Choose, budget: float) -> Candidate:
+        """The candidate of some choices, made to fit the budget."""
 
     def neighbour(
         self, candidate: Candidate, budget: float, rng: random.Random
@@ -115,9 +116,9 @@ class SparseSpace:
 
     def least(self) -> float:
         """The cost of a dense step and a sparse one, the least that there is to choose from."""
-        return self.cost(self._candidate((1.0, schedules.LEVELS[1]), {}))
+        return self.cost(self._candidate(_LEAST, {}))
 
-    def choose(self, choose: Choose, budget: float) -> Candidate | None:
+    def choose(self, choose: Choose, budget: float) -> Candidate:
         """A candidate from its form, its fields and its noise levels."""
         fields = _fields(DIMENSIONS, self.able, choose)
         form = schedules.Form(
@@ -128,7 +129,7 @@ class SparseSpace:
         )
         shift = choose("shift", _SHIFTS) if self.able.takes_sigmas else None
         schedule = schedules.build(form, self._fits(budget, fields), self.most)
-        return None if schedule is None else self._candidate(schedule, fields, shift)
+        return self._candidate(schedule or _LEAST, fields, shift)
 
     def neighbour(
         self, candidate: Candidate, budget: float, rng: random.Random
@@ -176,7 +177,7 @@ class DenseSpace:
         """Both solvers with as many steps as may be."""
         return tuple({"solver": solver, "fewer": 0, "shift": None} for solver in ("stock", "ab2"))
 
-    def choose(self, choose: Choose, budget: float) -> Candidate | None:
+    def choose(self, choose: Choose, budget: float) -> Candidate:
         """A candidate from its fields, its noise levels and how many steps are left out."""
         most = min(int(budget), self.most)
         fields = _fields(_DENSE, self.able, choose)
@@ -203,6 +204,13 @@ class DenseSpace:
 
 
 _DENSE = tuple(dimension for dimension in DIMENSIONS if dimension.for_dense)
+
+
+def dimensions() -> dict[str, Sequence[Choice]]:
+    """All that is chosen from, by name."""
+    named: dict[str, Sequence[Choice]] = {d.field: d.values for d in DIMENSIONS}
+    forms = {"warmup": _WARMUPS, "tail": _TAILS, "reset_every": _RESETS, "shift": _SHIFTS}
+    return {**named, **forms, "pattern": tuple(schedules.PATTERNS)}
 
 
 def check_budget(space: SparseSpace, budget: float) -> None:
