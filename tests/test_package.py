@@ -22,7 +22,7 @@ SOURCE = ROOT / "src" / "ras_dit"
 ENGINE = {"attention", "cache", "engine", "observe", "patch", "session"}
 FRONT = {
     *("cli", "console", "options"),
-    *("diagnosis", "evaluation", "generate", "loading", "outline", "report", "study"),
+    *("diagnosis", "evaluation", "generate", "loading", "outline", "report", "study", "tuning"),
     *("animation", "figures", "portrait", "sheet", "visualization"),
 }
 

@@ -41,6 +41,7 @@ from ras_dit.portrait import figures_of
 from ras_dit.report import comparison_rows, run_line
 from ras_dit.study.commands import app as study_app
 from ras_dit.support import read_support
+from ras_dit.tuning.commands import tune_command
 from ras_dit.visualization import comparison as side_by_side
 from ras_dit.visualization import region_map
 
@@ -58,6 +59,7 @@ app.add_typer(study_app, name="study")
 app.add_typer(evaluate_app, name="evaluate")
 app.command("diagnose")(diagnose)
 app.command("judge")(judge_command)
+app.command("tune")(tune_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

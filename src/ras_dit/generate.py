@@ -41,6 +41,8 @@ class Job:
         guidance_scale: Strength of guidance; ``None`` is the pipeline's own.
         max_sequence_length: Text rows of the long text encoder; ``None`` is the pipeline's own,
             and so it is for pipelines that take no such argument.
+        sigmas: Noise levels of the steps, falling from 1, before the scheduler's own shift;
+            ``None`` leaves them to the scheduler.
 
     Raises:
         RASError: If there is no prompt, an empty one, not one seed per prompt, or a number that
@@ -54,6 +56,7 @@ class Job:
     width: int | None = None
     guidance_scale: float | None = None
     max_sequence_length: int | None = None
+    sigmas: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
@@ -68,6 +71,11 @@ class Job:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RASError(f"{name}={value}; expected at least 1")
+        if self.sigmas is not None and len(self.sigmas) != self.num_inference_steps:
+            raise RASError(
+                f"{len(self.sigmas)} sigmas for num_inference_steps={self.num_inference_steps}; "
+                "expected one per step"
+            )
         scale = self.guidance_scale
         if scale is not None and not (math.isfinite(scale) and scale >= 0):
             raise RASError(f"guidance_scale={scale}; expected a number >= 0")
@@ -237,6 +245,12 @@ def check_size(pipeline: Any, job: Job) -> None:
     sizes.size(job.width, job.height)
 
 
+def takes_sigmas(pipeline: Any) -> bool:
+    """Whether a pipeline's call and its scheduler take noise levels."""
+    calls = pipeline.__call__, pipeline.scheduler.set_timesteps
+    return all("sigmas" in inspect.signature(call).parameters for call in calls)
+
+
 def _run(pipeline: Any, job: Job, clock: _LoopClock) -> tuple[Image.Image, ...]:
     try:
         output = pipeline(**_call_arguments(pipeline, job), callback_on_step_end=clock.end_step)
@@ -251,7 +265,7 @@ def _run(pipeline: Any, job: Job, clock: _LoopClock) -> tuple[Image.Image, ...]:
 
 
 def _call_arguments(pipeline: Any, job: Job) -> dict[str, Any]:
-    given = {
+    given: dict[str, Any] = {
         "num_inference_steps": job.num_inference_steps,
         "height": job.height,
         "width": job.width,
@@ -260,6 +274,13 @@ def _call_arguments(pipeline: Any, job: Job) -> dict[str, Any]:
     }
     if "max_sequence_length" in inspect.signature(pipeline.__call__).parameters:
         given["max_sequence_length"] = job.max_sequence_length
+    if job.sigmas is not None:
+        if not takes_sigmas(pipeline):
+            raise RASError(
+                f"{type(pipeline).__name__} with {type(pipeline.scheduler).__name__} takes no "
+                "sigmas; leave them to the scheduler"
+            )
+        given["sigmas"] = list(job.sigmas)
     return {"prompt": list(job.prompts)} | {k: v for k, v in given.items() if v is not None}
 
 

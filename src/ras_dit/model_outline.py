@@ -137,11 +137,12 @@ class ModelOutline:
         return self.scheduler_order * (num_inference_steps - 1) + 1
 
 
-def outline_of(pipeline: Any) -> ModelOutline:
+def outline_of(pipeline: Any, *, max_sequence_length: int | None = None) -> ModelOutline:
     """The outline of a loaded pipeline.
 
     Args:
         pipeline: A diffusers pipeline.
+        max_sequence_length: Text rows of the long text encoder; ``None`` is the pipeline's own.
 
     Raises:
         UnsupportedError: If its transformer is not supported, or its runs cannot be planned.
@@ -162,7 +163,7 @@ def outline_of(pipeline: Any) -> ModelOutline:
         transformer=description.transformer,
         config=parts[0].config,
         compression=_own_compression(known, pipeline),
-        rows=None,
+        rows=max_sequence_length,
         clip_rows=clip_rows,
         scheduler_order=getattr(pipeline.scheduler, "order", 1),
     )

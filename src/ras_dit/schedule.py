@@ -100,7 +100,8 @@ def _counts(config: RASConfig, num_evaluations: int, num_tokens: int) -> list[in
         if len(schedule) != num_evaluations:
             raise RASError(
                 f"schedule names {len(schedule)} steps, and the run makes {num_evaluations} calls "
-                "of scheduler.step; give one ratio per call"
+                f"of scheduler.step; run the pipeline with num_inference_steps={len(schedule)} "
+                "(for a scheduler of one call per step), or give one ratio per call"
             )
         return [count_active(ratio, num_tokens, granularity) for ratio in schedule]
     start, stop = selective_window(config, num_evaluations)
