@@ -5,8 +5,9 @@ Everything is kept per branch (conditional, unconditional, ...) and belongs to o
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -72,6 +73,16 @@ class KVCache:
         """Length and heads of the row numbers that keys and values are merged by."""
         return self._key.layout.numbering, self._value.layout.numbering
 
+    def cut(self, first: int, count: int) -> KVCache:
+        """Those of some rows of the model batch, a view that is written through."""
+        part = copy.copy(self)
+        part._key, part._value = self._key.cut(first, count), self._value.cut(first, count)
+        mask = self.mask
+        if mask is not None and mask.ndim == 4 and mask.shape[0] == self.num_rows:
+            part.mask = mask.narrow(0, first, count)
+        part.num_rows = count
+        return part
+
     def mask_of(
         self, mask: torch.Tensor | None, num_queries: int, fresh: FreshRows
     ) -> torch.Tensor | None:
@@ -134,6 +145,7 @@ class BranchCache:
     length: int = 0
     # Of the layers, once they are all there: the same for most of them.
     _numberings: set[tuple[int, int, int]] | None = None
+    _parts: dict[tuple[int, int], BranchCache] = field(default_factory=dict)
 
     @property
     def filled(self) -> bool:
@@ -147,6 +159,30 @@ class BranchCache:
         # A mask that is the same for every query takes next to nothing, however it is expanded.
         masks = sum(mask.untyped_storage().nbytes() for mask in self.masks)
         return output + masks + sum(layer.nbytes for layer in self.layers.values())
+
+    def cut(self, first: int, count: int, *, by_operation: bool = False) -> BranchCache:
+        """The caches of some rows of the model batch, a view that is written through.
+
+        Args:
+            first: The first of them.
+            count: Their number.
+            by_operation: Whether attention makes one operation for each row of the batch.
+        """
+        if (first, count) not in self._parts:
+            if by_operation:
+                layers = {
+                    (layer, row - first): entry
+                    for (layer, row), entry in self.layers.items()
+                    if first <= row < first + count
+                }
+            else:
+                layers = {place: entry.cut(first, count) for place, entry in self.layers.items()}
+            assert self.output is not None
+            output = self.output.narrow(0, first, count)
+            self._parts[first, count] = replace(
+                self, layers=layers, output=output, _numberings=None, _parts={}
+            )
+        return self._parts[first, count]
 
     def keep(self, place: Place, entry: KVCache) -> None:
         """Keep what a dense step computed."""

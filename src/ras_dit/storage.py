@@ -6,6 +6,7 @@ One tensor of keys or values, ``[B, H, S, D]`` or ``[B, S, H, D]``, is seen as r
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable
 from typing import Literal
 
@@ -87,6 +88,13 @@ class RowLayout:
         by_row = tensor.transpose(1, 2) if self.swap else tensor
         return by_row.reshape(rows.shape[0], -1)
 
+    def cut(self, first: int, count: int) -> tuple[RowLayout, slice]:
+        """The layout of some samples ``[first, first + count)``, and where their rows are."""
+        part = copy.copy(self)
+        part.shape = torch.Size((count, *self.shape[1:]))
+        each = self.heads * self.num_keys
+        return part, slice(first * each, (first + count) * each)
+
     @property
     def numbering(self) -> tuple[int, int]:
         """Length of a sequence and heads of its row numbers."""
@@ -115,6 +123,14 @@ class HeldRows:
         rows = self.layout.rows(fresh)
         self._flat.index_copy_(0, rows, self.layout.updates(updates, rows))
         return self.whole
+
+    def cut(self, first: int, count: int) -> HeldRows:
+        """Those of some samples, a view that is written through."""
+        part = copy.copy(self)
+        part.layout, rows = self.layout.cut(first, count)
+        part.whole = self.whole.narrow(0, first, count)
+        part._flat = self._flat[rows]
+        return part
 
     def packed(self, storage: Storage, key: Hashable, buffers: Buffers) -> PackedRows:
         """The same rows, stored otherwise."""
@@ -175,6 +191,13 @@ class PackedRows:
             if stored is not part:
                 stored.copy_(part, non_blocking=True)
         return self.layout.whole(flat)
+
+    def cut(self, first: int, count: int) -> PackedRows:
+        """Those of some samples, a view that is written through."""
+        part = copy.copy(self)
+        part.layout, rows = self.layout.cut(first, count)
+        part._parts = tuple(stored[rows] for stored in self._parts)
+        return part
 
     def _encode(self, flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self._storage.dtype == "model":

@@ -184,7 +184,8 @@ def add_controls(rows: Sequence[Row], wanted: Controls, cost: Cost) -> tuple[Row
                     **same,
                 )
             )
-        if wanted.roles["random"] and row.config["metric"] != "random":
+        chooses = row.config["sample_ratio"] < 1 and row.config["metric"] != "random"
+        if wanted.roles["random"] and chooses:
             config = {**row.config, "metric": "random", "keep": "auto"}
             name = _free_name(f"random-{row.steps}-{row.config['sample_ratio']:g}", found, config)
             add(replace(row, name=name, role="random", config=config, published={}, **fewer))
@@ -301,6 +302,8 @@ def _own_name(
     if config is not None:
         metric = config.metric if isinstance(config.metric, str) else "own"
         stem = f"ras-{steps}-{config.sample_ratio:g}-{metric}"
+        if config.guidance_every > 1:
+            stem += f"-guidance{config.guidance_every}"
     elif cache is not None:
         options = "-".join(str(value) for key, value in cache.items() if key != "name")
         stem = f"{cache['name']}-{steps}" + (f"-{options}" if options else "")
