@@ -1,9 +1,7 @@
-"""The laws of halved steps: one guidance branch runs, the other follows from the last difference."""
+"""The laws of halved steps: one guidance branch runs, the other follows from a difference."""
 
 from __future__ import annotations
 
-import functools
-import types
 import warnings
 from typing import Any
 
@@ -106,16 +104,13 @@ STACKED = families(
     "Z-Image text-to-image",
     "HiDream text-to-image",
     "OmniGen text-to-image",
-    "HunyuanDiT controlnet",
     "CogVideoX text-to-video",
     "Mochi text-to-video",
-    "LTX-Video text-to-video",
 )
 IN_TURN = families(
     "Qwen-Image text-to-image",
-    "Lumina-Image-2 text-to-image",
+    "Lumina-Image-2 texts of all lengths",
     "Wan 2.2 text-to-video, two transformers",
-    "HunyuanImage truncated guidance",
 )
 
 
@@ -171,21 +166,44 @@ def test_every_step_is_the_run_without_it() -> None:
         assert torch.equal(pipe(**sd3_inputs(2)).images, one)
 
 
+class Blind(torch.nn.Module):
+    """Sees nothing in its last argument, but remembers it."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.unseen = torch.empty(0)
+
+    def forward(self, *args: torch.Tensor) -> Any:
+        self.unseen = args[-1]
+        return self.module(*args[:-1], torch.zeros_like(args[-1]))
+
+
+class Shifted(torch.nn.Module):
+    """Adds to the output of each row what another module did not see."""
+
+    def __init__(self, module: torch.nn.Module, other: Blind) -> None:
+        super().__init__()
+        self.module, self.other = module, other
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.module(tokens) + 0.1 * self.other.unseen[:, None, :16]
+
+
+def always_the_same(noise: torch.Tensor) -> torch.Tensor:
+    return torch.arange(N, 0.0, -1, device=noise.device).expand(noise.shape[0], -1)
+
+
 @pytest.mark.parametrize("settings", [DENSE, HALVED], ids=["dense", "sparse"])
 def test_a_constant_difference_changes_nothing(settings: dict[str, Any]) -> None:
     """A model that sees no text, plus a constant that each branch has for its own."""
     pipe = sd3_pipeline()
-    forward = type(pipe.transformer).forward
-
-    def shifted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        pooled = kwargs["pooled_projections"]
-        for name in ("pooled_projections", "encoder_hidden_states"):
-            kwargs[name] = torch.zeros_like(kwargs[name])
-        (noise,) = forward(self, *args, **kwargs)
-        return (noise + 0.1 * pooled[:, :4, None, None],)
-
-    functools.update_wrapper(shifted, forward)
-    pipe.transformer.forward = types.MethodType(shifted, pipe.transformer)
+    transformer = pipe.transformer
+    transformer.context_embedder = Blind(transformer.context_embedder)
+    transformer.time_text_embed = Blind(transformer.time_text_embed)
+    transformer.proj_out = Shifted(transformer.proj_out, transformer.time_text_embed)
+    # The same active tokens in every step: then keys and values of both branches are as old.
+    settings = {**settings, "metric": always_the_same, "starvation_scale": 0, "max_dropped": None}
     with ras_dit.enable(pipe, **{**settings, "guidance_every": 1}):
         both = pipe(**sd3_inputs(2)).images
     with ras_dit.enable(pipe, **settings) as handle:
@@ -289,7 +307,7 @@ def test_a_plan_costs_what_the_run_did(settings: dict[str, Any]) -> None:
     if settings is DENSE:
         assert cost.ras / cost.dense == pytest.approx(1 - trace.num_halved / 20)
     assert "one branch" not in before
-    assert f"| {trace.num_halved} |" in str(after).replace("  ", "")
+    assert f"one guidance branch | {trace.num_halved} |" in " ".join(str(after).split())
 
 
 def test_plans_show_halved_steps() -> None:
@@ -301,7 +319,10 @@ def test_plans_show_halved_steps() -> None:
     assert "dense, one branch" in table.markdown()
     assert 10 / table.limit == pytest.approx(8)
     assert table.num_graphs == 2
-    assert plan_table(work, RASConfig(**HALVED), 10, TokenGrid(6, 10), num_text_tokens=7).num_graphs == 4
+    assert (
+        plan_table(work, RASConfig(**HALVED), 10, TokenGrid(6, 10), num_text_tokens=7).num_graphs
+        == 4
+    )
     alone = plan_table(work, config, 10, TokenGrid(6, 10), num_text_tokens=7, branches=1)
     assert alone.limit == 1
 
@@ -331,7 +352,7 @@ def test_rows_of_an_evaluation_are_named_and_counted() -> None:
     one, two = read_rows(data, None, cost)
     assert two.name == f"{one.name}-guidance2"
     assert one.cost == 28
-    assert two.cost == pytest.approx(28 - 11.5, abs=0.6)
+    assert two.cost == pytest.approx(22)
 
 
 def test_verify_checks_halved_steps() -> None:
@@ -377,13 +398,16 @@ def test_branches_that_attention_mixes_run_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["Stable Diffusion 3.5", "HunyuanImage"])
-def test_steps_with_a_third_branch_run_whole(name: str) -> None:
+def test_after_a_third_branch_steps_run_whole(name: str) -> None:
     (family,) = families(f"{name} skip-layer guidance")
     pipe = family.build()
     latents, trace = run_sparse(pipe, family.call(1), reset_steps=(), guidance_every=3)
+    branches = 2
     for step in trace.steps:
-        rows = sum(call.batch for call in step.calls)
-        assert not (step.is_halved and rows > 2 and step.index > 2)
+        if step.is_halved:
+            assert branches == 2
+        else:
+            branches = sum(call.batch for call in step.calls)
     torch.manual_seed(0)
     reference = masked_reference(pipe, trace, **family.call(1))
     assert float((latents - reference).abs().max()) <= family.tolerance
@@ -474,7 +498,7 @@ def test_everything_is_freed_at_the_end() -> None:
 
 def test_a_compiled_transformer_gets_a_second_batch_size() -> None:
     torch._dynamo.reset()
-    pipe = sd3_pipeline()
+    pipe = sd3_pipeline(layers=1)
     with ras_dit.enable(pipe, **HALVED):
         plain = pipe(**sd3_inputs(2)).images
     pipe.transformer.compile(backend="eager")

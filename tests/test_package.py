@@ -70,7 +70,7 @@ LAYERS = layers()
         ("fresh", {"errors", "tokens"}),
         ("storage", {"fresh", "rules"}),
         ("cache", {"fresh", "rules", "storage", "tokens"}),
-        ("guidance", {"cache"}),
+        ("guidance", {"cache", "tokens"}),
         ("masked_branch", {"errors", "probe"}),
         ("trace", {"errors", "tokens"}),
         ("observe", set()),

@@ -5,7 +5,6 @@ Everything is kept per branch (conditional, unconditional, ...) and belongs to o
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 
 from ras_dit.fresh import FreshRows
 from ras_dit.rules import Storage
-from ras_dit.storage import Buffers, HeldRows, PackedRows
+from ras_dit.storage import Buffers, HeldRows, PackedRows, altered
 from ras_dit.tokens import scatter_rows
 
 # A layer and the number of an attention operation within it.
@@ -75,13 +74,16 @@ class KVCache:
 
     def cut(self, first: int, count: int) -> KVCache:
         """Those of some rows of the model batch, a view that is written through."""
-        part = copy.copy(self)
-        part._key, part._value = self._key.cut(first, count), self._value.cut(first, count)
         mask = self.mask
         if mask is not None and mask.ndim == 4 and mask.shape[0] == self.num_rows:
-            part.mask = mask.narrow(0, first, count)
-        part.num_rows = count
-        return part
+            mask = mask.narrow(0, first, count)
+        return altered(
+            self,
+            _key=self._key.cut(first, count),
+            _value=self._value.cut(first, count),
+            mask=mask,
+            num_rows=count,
+        )
 
     def mask_of(
         self, mask: torch.Tensor | None, num_queries: int, fresh: FreshRows
@@ -128,6 +130,7 @@ class BranchCache:
         name: The branch's name among the buffers.
         buffers: Where they are, if they are stored otherwise than by reference.
         length: Rows of the whole sequence, as the first block was given them.
+        starts: First image token of each row, int64 ``[B]``, for the order ``"text_around"``.
         layers: K/V caches by (layer, operation within the layer).
         masks: The different attention masks of the layers, as far as they take space.
         output: Last output of every row, ``[B, L, C]``: the image tokens, or the whole sequence.
@@ -143,6 +146,7 @@ class BranchCache:
     output: torch.Tensor | None = None
     returned: Any = None
     length: int = 0
+    starts: torch.Tensor | None = None
     # Of the layers, once they are all there: the same for most of them.
     _numberings: set[tuple[int, int, int]] | None = None
     _parts: dict[tuple[int, int], BranchCache] = field(default_factory=dict)
@@ -179,8 +183,9 @@ class BranchCache:
                 layers = {place: entry.cut(first, count) for place, entry in self.layers.items()}
             assert self.output is not None
             output = self.output.narrow(0, first, count)
+            starts = None if self.starts is None else self.starts.narrow(0, first, count)
             self._parts[first, count] = replace(
-                self, layers=layers, output=output, _numberings=None, _parts={}
+                self, layers=layers, output=output, starts=starts, _numberings=None, _parts={}
             )
         return self._parts[first, count]
 

@@ -205,7 +205,12 @@ class Engine:
             self.replay,
             record=self.record,
             buffers=self._buffers,
-            guidance=Guidance(description.conditional_first, description.attention_by_sample),
+            guidance=Guidance(
+                description.conditional_first,
+                description.attention_by_sample,
+                description.token_order,
+                shape.layout.num_image,
+            ),
         )
         self._warn_of(session, description.first_latents(arguments).device)
         self._session = session

@@ -10,7 +10,6 @@ Shape letters: B images, R = 2 B rows of a model batch with both branches, L row
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from ras_dit.cache import BranchCache
+from ras_dit.tokens import TokenOrder
 
 # Which call this is: its branch, its signature and its rows.
 CallIdentity = tuple[tuple[int, int], object, int]
@@ -110,7 +110,7 @@ def tree_map(
         *values: The values. What is neither a tensor nor holds any stays as in the first.
         lists: Which lists of the first are changed whole, as a tensor is; by default none.
     """
-    first = values[0]
+    first: Any = values[0]
     if isinstance(first, torch.Tensor) or (isinstance(first, list) and lists and lists(first)):
         return change(*values)
     if isinstance(first, Mapping):
@@ -118,7 +118,7 @@ def tree_map(
             key: tree_map(change, *(value[key] for value in values), lists=lists) for key in first
         }
         # Outputs of diffusers models are mappings with fields.
-        return type(first)(**items) if dataclasses.is_dataclass(first) else items
+        return type(first)(**items) if hasattr(first, "__dataclass_fields__") else items
     if isinstance(first, list | tuple):
         return type(first)(
             [tree_map(change, *members, lists=lists) for members in zip(*values, strict=True)]
@@ -133,7 +133,7 @@ class Difference:
     Attributes:
         calls: The calls of its step: one with both branches, or two with one each.
         output: Of what the transformer returned.
-        tokens: Of the cached outputs, ``[B, L, C]``; ``None`` where there are no caches.
+        tokens: Of the cached outputs of image tokens, ``[B, N, C]``; ``None`` without caches.
     """
 
     calls: tuple[CallIdentity, ...]
@@ -149,10 +149,14 @@ class Guidance:
         conditional_first: Whether the conditional branch, the one that goes on running, is the
             first of two that are stacked in one batch.
         by_operation: Whether attention makes one operation for each row of the model batch.
+        order: Where the image tokens stand in a sequence that also holds text.
+        num_image: N, image tokens with references.
     """
 
     conditional_first: bool = False
     by_operation: bool = False
+    order: TokenOrder = "image_first"
+    num_image: int = 0
     _difference: Difference | None = None
     _outputs: list[tuple[CallIdentity, Any]] = field(default_factory=list)
 
@@ -193,26 +197,21 @@ class Guidance:
         outputs, self._outputs = self._outputs, []
         calls = tuple(identity for identity, _ in outputs)
         rows = [batch for _, _, batch in calls]
-        held = [caches.get(branch) for branch, _, _ in calls]
-        tokens = [None if cache is None else cache.output for cache in held]
+        held = [self._image_output(caches.get(branch)) for branch, _, _ in calls]
         if rows == [2 * images]:
             half = self.half(2 * images)
             output, other = (part.take(outputs[0][1], lists=True) for part in (half, half.other))
-            pair = [None if tokens[0] is None else _rows(tokens[0], h) for h in (half, half.other)]
+            pair = [None if held[0] is None else _rows(held[0], h) for h in (half, half.other)]
         elif rows == [images, images] and calls[0][0][0] == calls[1][0][0]:
             (_, output), (_, other) = outputs
-            pair = tokens
+            pair = held
         else:
             if sum(rows) > images:
                 self._difference = None
             return
         one, two = pair
-        both = one is not None and two is not None and one.shape == two.shape
-        self._difference = Difference(
-            calls,
-            tree_map(_minus, output, other),
-            _minus(one, two) if both else None,
-        )
+        tokens = None if one is None or two is None else _minus(one, two)
+        self._difference = Difference(calls, tree_map(_minus, output, other), tokens)
 
     def forget(self) -> None:
         """Free the difference: a step had other branches, or the run is over."""
@@ -230,7 +229,7 @@ class Guidance:
             is_repeated: Whether what is returned has to be kept for the next step.
         """
         if cache.output is not None:
-            self._follow(_rows(cache.output, half), _rows(cache.output, half.other))
+            self._follow(*(cache.cut(h.first, h.count) for h in (half, half.other)))
         whole = half.joined(output, self._other(output))
         cache.returned = tree_map(torch.clone, whole) if is_repeated else None
         return whole
@@ -243,18 +242,42 @@ class Guidance:
             first: That of the first, in a sparse step.
         """
         if first is not None:
-            self._follow(first.output, cache.output)
+            self._follow(first, cache)
         cache.returned = self._other(self._outputs[0][1])
 
     def _other(self, output: Any) -> Any:
         assert self._difference is not None
         return tree_map(_minus_in_dtype, output, self._difference.output)
 
-    def _follow(self, one: torch.Tensor | None, other: torch.Tensor | None) -> None:
+    def _follow(self, cache: BranchCache, other: BranchCache) -> None:
         assert self._difference is not None
-        tokens = self._difference.tokens
-        if one is not None and other is not None and tokens is not None:
-            other.copy_(_minus_in_dtype(one, tokens))
+        tokens, one = self._difference.tokens, self._image_output(cache)
+        if one is None or other.output is None or tokens is None:
+            return
+        value = _minus_in_dtype(one, tokens)
+        rows = self._image_rows(other, other.output)
+        if isinstance(rows, slice):
+            other.output[:, rows] = value
+        else:
+            other.output.scatter_(1, rows.expand_as(value), value)
+
+    def _image_output(self, cache: BranchCache | None) -> torch.Tensor | None:
+        """Cached outputs of image tokens, ``[R, N, C]``; the text of branches may differ."""
+        if cache is None or cache.output is None:
+            return None
+        rows = self._image_rows(cache, cache.output)
+        if isinstance(rows, slice):
+            return cache.output[:, rows]
+        return cache.output.take_along_dim(rows, dim=1)
+
+    def _image_rows(self, cache: BranchCache, output: torch.Tensor) -> slice | torch.Tensor:
+        length = output.shape[1]
+        if length == self.num_image or self.order == "image_first":
+            return slice(0, self.num_image)
+        if cache.starts is None:
+            return slice(length - self.num_image, length)
+        rows = torch.arange(self.num_image, device=output.device) + cache.starts.unsqueeze(1)
+        return rows.unsqueeze(2)
 
 
 def _rows(tensor: torch.Tensor, half: Half) -> torch.Tensor:

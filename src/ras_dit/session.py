@@ -206,7 +206,8 @@ class Session:
                 the row.
             given: Tokens that are no work because they are given, bool ``[batch, N]``.
             latents: Sizes of one image's latents.
-            divisible: Whether steps may be halved, and one guidance branch of the batch may run without the other.
+            divisible: Whether one guidance branch of the batch may run without the other, in a run
+                with halved steps.
         """
         if latents is not None and self.shape.latents not in {None, latents}:
             # Frames were added or left out in mid-run: what is known of tokens is of others now.
@@ -232,9 +233,7 @@ class Session:
             spared = self._begin_spared(identity, plan, starts, repeats=repeats)
             if spared is not None:
                 return spared
-        finish = None
-        if divisible:
-            finish = functools.partial(self.guidance.note, identity)
+        finish = functools.partial(self.guidance.note, identity) if divisible else None
         if usable and (plan.num_active or (cache is not None and cache.returned is not None)):
             assert cache is not None
             self._calls.append(Call(batch, plan.num_active))
@@ -245,7 +244,7 @@ class Session:
                 cache, layout.num_image, False, fresh, is_repeated=repeats, finish=finish
             )
         self._branches.pop(branch, None)
-        cache = BranchCache(signature, self._storage, branch, self._buffers)
+        cache = BranchCache(signature, self._storage, branch, self._buffers, starts=starts)
         if fills or repeats:
             self._branches[branch] = cache
         self._calls.append(Call(batch, layout.grid.num_tokens))
