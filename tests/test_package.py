@@ -19,7 +19,7 @@ from ras_dit.config_files import presets
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "ras_dit"
-ENGINE = {"attention", "cache", "engine", "observe", "patch", "session"}
+ENGINE = {"attention", "cache", "engine", "guidance", "observe", "patch", "session"}
 FRONT = {
     *("cli", "console", "options"),
     *("diagnosis", "evaluation", "generate", "loading", "outline", "report", "study", "tuning"),
@@ -70,6 +70,8 @@ LAYERS = layers()
         ("fresh", {"errors", "tokens"}),
         ("storage", {"fresh", "rules"}),
         ("cache", {"fresh", "rules", "storage", "tokens"}),
+        ("guidance", {"cache", "tokens"}),
+        ("masked_branch", {"errors", "probe"}),
         ("trace", {"errors", "tokens"}),
         ("observe", set()),
         ("adapters", {"errors", "tokens"}),
@@ -85,6 +87,7 @@ LAYERS = layers()
                 "config",
                 "errors",
                 "fresh",
+                "guidance",
                 "multirate",
                 "recording",
                 "rules",

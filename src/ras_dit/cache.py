@@ -6,14 +6,14 @@ Everything is kept per branch (conditional, unconditional, ...) and belongs to o
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from ras_dit.fresh import FreshRows
 from ras_dit.rules import Storage
-from ras_dit.storage import Buffers, HeldRows, PackedRows
+from ras_dit.storage import Buffers, HeldRows, PackedRows, altered
 from ras_dit.tokens import scatter_rows
 
 # A layer and the number of an attention operation within it.
@@ -72,6 +72,19 @@ class KVCache:
         """Length and heads of the row numbers that keys and values are merged by."""
         return self._key.layout.numbering, self._value.layout.numbering
 
+    def cut(self, first: int, count: int) -> KVCache:
+        """Those of some rows of the model batch, a view that is written through."""
+        mask = self.mask
+        if mask is not None and mask.ndim == 4 and mask.shape[0] == self.num_rows:
+            mask = mask.narrow(0, first, count)
+        return altered(
+            self,
+            _key=self._key.cut(first, count),
+            _value=self._value.cut(first, count),
+            mask=mask,
+            num_rows=count,
+        )
+
     def mask_of(
         self, mask: torch.Tensor | None, num_queries: int, fresh: FreshRows
     ) -> torch.Tensor | None:
@@ -117,6 +130,7 @@ class BranchCache:
         name: The branch's name among the buffers.
         buffers: Where they are, if they are stored otherwise than by reference.
         length: Rows of the whole sequence, as the first block was given them.
+        starts: First image token of each row, int64 ``[B]``, for the order ``"text_around"``.
         layers: K/V caches by (layer, operation within the layer).
         masks: The different attention masks of the layers, as far as they take space.
         output: Last output of every row, ``[B, L, C]``: the image tokens, or the whole sequence.
@@ -132,8 +146,10 @@ class BranchCache:
     output: torch.Tensor | None = None
     returned: Any = None
     length: int = 0
+    starts: torch.Tensor | None = None
     # Of the layers, once they are all there: the same for most of them.
     _numberings: set[tuple[int, int, int]] | None = None
+    _parts: dict[tuple[int, int], BranchCache] = field(default_factory=dict)
 
     @property
     def filled(self) -> bool:
@@ -147,6 +163,31 @@ class BranchCache:
         # A mask that is the same for every query takes next to nothing, however it is expanded.
         masks = sum(mask.untyped_storage().nbytes() for mask in self.masks)
         return output + masks + sum(layer.nbytes for layer in self.layers.values())
+
+    def cut(self, first: int, count: int, *, by_operation: bool = False) -> BranchCache:
+        """The caches of some rows of the model batch, a view that is written through.
+
+        Args:
+            first: The first of them.
+            count: Their number.
+            by_operation: Whether attention makes one operation for each row of the batch.
+        """
+        if (first, count) not in self._parts:
+            if by_operation:
+                layers = {
+                    (layer, row - first): entry
+                    for (layer, row), entry in self.layers.items()
+                    if first <= row < first + count
+                }
+            else:
+                layers = {place: entry.cut(first, count) for place, entry in self.layers.items()}
+            assert self.output is not None
+            output = self.output.narrow(0, first, count)
+            starts = None if self.starts is None else self.starts.narrow(0, first, count)
+            self._parts[first, count] = replace(
+                self, layers=layers, output=output, starts=starts, _numberings=None, _parts={}
+            )
+        return self._parts[first, count]
 
     def keep(self, place: Place, entry: KVCache) -> None:
         """Keep what a dense step computed."""

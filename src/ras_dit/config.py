@@ -115,6 +115,10 @@ class RASConfig:
             small tensor back from the device in every step.
         reset_tolerance: Expected error of the whole output, as the same share, from which a sparse
             step becomes a dense one. Reads the same tensor.
+        guidance_every: With classifier-free guidance, the difference between its two branches is
+            computed in every so many-th step; in the others only one branch goes through the
+            transformer, which halves their work, and the last difference gives the other. 1 is off.
+            Warm-up, resets, dense steps before sparse ones and the last step run both.
         public_code: Follow the paper's public code, quirks included; see :meth:`microsoft`.
 
     Raises:
@@ -144,6 +148,7 @@ class RASConfig:
     correction_age: int = 0
     tolerance: float | None = None
     reset_tolerance: float | None = None
+    guidance_every: int = 1
     public_code: PublicCode | None = None
 
     def __post_init__(self) -> None:
@@ -167,6 +172,7 @@ class RASConfig:
             check_int("stop_step", self.stop_step, 1, "use sample_ratio=1.0 for a dense run")
         check_int("granularity", self.granularity, 1, "1 means any number of active tokens")
         check_int("seed", self.seed, 0, "any non-negative integer will do")
+        check_int("guidance_every", self.guidance_every, 1, "1 runs every branch in every step")
         object.__setattr__(self, "reset_steps", checked_resets(self.reset_steps))
         if not callable(self.metric) and self.metric not in METRICS:
             raise RASError(
@@ -273,10 +279,11 @@ class RASConfig:
 
     @property
     def may_skip(self) -> bool:
-        """Whether a step may do without the transformer."""
+        """Whether a call of the transformer may be left out."""
         schedule = self.schedule
         return (
-            self.tolerance is not None
+            self.guidance_every > 1
+            or self.tolerance is not None
             or callable(schedule)
             or (not isinstance(schedule, str) and 0.0 in schedule)
         )

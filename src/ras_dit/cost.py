@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from ras_dit.adapters.base import Work
 from ras_dit.errors import RASError
 from ras_dit.schedule import StepPlan
-from ras_dit.trace import Trace
+from ras_dit.trace import Call, Trace
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,8 @@ def plan_cost(
     Args:
         work: The arithmetic of the transformer.
         plans: One plan per call of ``scheduler.step``, from :func:`ras_dit.schedule.plan_steps`.
-        batch: Rows of the model batch in each step, over all guidance branches.
+        batch: Rows of the model batch in each step, over all guidance branches; two of them where
+            the plan has halved steps.
         num_tokens: Image tokens N per row.
         num_text_tokens: Text tokens T per row.
         keeps_text: Whether sparse steps keep the text of the last dense one.
@@ -115,10 +116,12 @@ def plan_cost(
     Raises:
         RASError: If the plan is empty or a number is out of range.
     """
-    counts = [plan.num_active for plan in plans]
     return _run_cost(
         work,
-        [(batch, count) for count in counts],
+        [
+            Call(batch, plan.num_active, batch // 2 if plan.halves_guidance else None)
+            for plan in plans
+        ],
         num_tokens,
         num_text_tokens,
         "the plan",
@@ -139,7 +142,7 @@ def trace_cost(work: Work, trace: Trace) -> RunCost:
     # A call that is not sparse computes the references, too.
     whole, references = trace.num_tokens, trace.num_references
     calls = [
-        (call.batch, call.num_active + (references if call.num_active == whole else 0))
+        replace(call, num_active=whole + references) if call.num_active == whole else call
         for step in trace.steps
         for call in step.calls
     ]
@@ -201,19 +204,19 @@ def packed_bytes(head_width: int) -> float:
 
 def _run_cost(
     work: Work,
-    calls: list[tuple[int, int]],
+    calls: list[Call],
     num_tokens: int,
     num_text_tokens: int,
     where: str,
     *,
     keeps_text: bool,
 ) -> RunCost:
-    """Sum over calls of (rows of the model batch, active tokens)."""
+    """Sum over calls."""
     if not calls:
         raise RASError(f"{where} holds no call of the transformer, so nothing can be compared")
 
     def flops(batch: int, num_active: int) -> int:
-        return forward_flops(
+        return batch and forward_flops(
             work,
             batch=batch,
             num_tokens=num_tokens,
@@ -223,8 +226,8 @@ def _run_cost(
         )
 
     return RunCost(
-        dense=sum(flops(batch, num_tokens) for batch, _ in calls),
-        ras=sum(flops(batch, count) for batch, count in calls),
+        dense=sum(flops(call.batch, num_tokens) for call in calls),
+        ras=sum(flops(call.num_rows, call.num_active) for call in calls),
     )
 
 

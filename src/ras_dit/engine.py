@@ -20,6 +20,7 @@ from ras_dit.checks import check_unhooked
 from ras_dit.config import RASConfig
 from ras_dit.entrance import uncompiled
 from ras_dit.errors import RASError, RASWarning
+from ras_dit.guidance import Guidance
 from ras_dit.hooks import TransformerHooks
 from ras_dit.observe import observe, observers, unobserve
 from ras_dit.recording import Recording
@@ -74,7 +75,7 @@ class Engine:
                     description,
                     self._begin_call,
                     self,
-                    may_skip=config.may_skip or (replay is not None and replay.num_skipped > 0),
+                    may_skip=config.may_skip or (replay is not None and replay.leaves_out_calls),
                 )
                 self._parts.append(part)
         except BaseException:
@@ -143,10 +144,24 @@ class Engine:
                 starts=None if description.starts is None else description.starts(arguments),
                 given=self._given(arguments, session),
                 latents=description.first_latents(arguments).shape[1:],
+                divisible=session.halves_steps and self._is_divisible(part, arguments, session),
             )
         except BaseException:
             self.drop()
             raise
+
+    def _is_divisible(
+        self, part: TransformerHooks, arguments: Mapping[str, Any], session: Session
+    ) -> bool:
+        """Whether one of two guidance branches can run without the other."""
+        if part.is_perturbed:
+            return False
+        rows = self.description.count_rows(arguments)
+        if rows % 2 or not isinstance(arguments[self.description.latents], list):
+            return True
+        # Texts of a list are filled up to the longest, which may be the other branch's.
+        half = part.half_of(arguments, session.guidance.half(rows))
+        return self.description.layout(half, part.model_config) == session.shape.layout
 
     def _given(self, arguments: Mapping[str, Any], session: Session) -> torch.Tensor | None:
         """Which image tokens of each row are given rather than made, bool ``[R, N]``."""
@@ -190,6 +205,12 @@ class Engine:
             self.replay,
             record=self.record,
             buffers=self._buffers,
+            guidance=Guidance(
+                description.conditional_first,
+                description.attention_by_sample,
+                description.token_order,
+                shape.layout.num_image,
+            ),
         )
         self._warn_of(session, description.first_latents(arguments).device)
         self._session = session
@@ -199,7 +220,8 @@ class Engine:
         """Say once of each thing that was asked for that it does nothing here."""
         config, shape = self.config, session.shape
         found = {}
-        if session.is_dense and config.sample_ratio < 1 and not self.replay:
+        changes = not session.is_dense or session.halves_steps
+        if not changes and config.sample_ratio < 1 and not self.replay:
             found["dense"] = (
                 f"RAS does nothing in this run: its {shape.num_evaluations} scheduler steps are "
                 f"all dense (warmup_steps={config.warmup_steps}, stop_step={config.stop_step}, "
@@ -219,9 +241,25 @@ class Engine:
                 "FlowMatchEulerDiscreteScheduler"
             )
         for kind, message in found.items():
-            if kind not in self._warned:
-                self._warned.add(kind)
-                warnings.warn(message, RASWarning, stacklevel=2)
+            self._warn_once(kind, message)
+
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, RASWarning, stacklevel=2)
+
+    def _warn_of_guidance(self, session: Session) -> None:
+        """Behind the first step: say once if there are no two branches to take turns."""
+        if not session.halves_steps or session.guidance.is_known:
+            return
+        found = f"{session.num_branches:g} guidance branches, or some that attention mixes"
+        if session.num_branches == 1:
+            found = "one row per image: guidance is off, or an input of the transformer"
+        self._warn_once(
+            "guidance",
+            f"guidance_every={self.config.guidance_every} does nothing here: it needs two guidance "
+            f"branches in a batch or in two calls, and this run has {found}",
+        )
 
     def _steps_to_come(self, scheduler: Any) -> tuple[int, int]:
         """Index of the first timestep that is really run, and the calls of ``step`` from there."""
@@ -296,7 +334,10 @@ class Engine:
         if session is None or session.finished or not session.called:
             return noise_pred, sample
         handed_on = session.transform(noise_pred, sample)
-        if session.end_step(noise_pred):
+        finished = session.end_step(noise_pred)
+        if session.is_past_first:
+            self._warn_of_guidance(session)
+        if finished:
             self._finished = session
             self.drop()
         return handed_on

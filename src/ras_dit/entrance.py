@@ -36,7 +36,8 @@ class Entrance:
         called: The module that is called.
         before: Gets the call's arguments; returns others, or ``None``, or with ``may_skip``
             :class:`Skipped`.
-        after: Gets what the call returned, ``None`` of one that failed.
+        after: Gets what the call returned, ``None`` of one that failed or was skipped; gives what
+            the caller is to get.
         may_skip: Whether calls may be skipped. The module's call is replaced then, as by
             ``module.compile()``, rather than followed by hooks.
     """
@@ -45,7 +46,7 @@ class Entrance:
         self,
         called: nn.Module,
         before: Callable[[tuple[Any, ...], dict[str, Any]], Call | Skipped | None],
-        after: Callable[[Any], None],
+        after: Callable[[Any], Any],
         *,
         may_skip: bool = False,
     ) -> None:
@@ -87,16 +88,17 @@ class Entrance:
 
     def _run(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         changed = self._before(args, kwargs)
-        output = None
+        if isinstance(changed, Skipped):
+            self._after(None)
+            return changed.output
+        if changed is not None:
+            args, kwargs = changed
         try:
-            if isinstance(changed, Skipped):
-                return changed.output
-            if changed is not None:
-                args, kwargs = changed
             output = call(*args, **kwargs)
-            return output
-        finally:
-            self._after(output)
+        except BaseException:
+            self._after(None)
+            raise
+        return self._after(output)
 
     def _on_call(
         self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -105,8 +107,8 @@ class Entrance:
         assert not isinstance(changed, Skipped)
         return changed
 
-    def _on_return(self, _module: nn.Module, _args: Any, output: Any) -> None:
-        self._after(output)
+    def _on_return(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        return self._after(output)
 
 
 class _NoEntrance(Entrance):
@@ -114,15 +116,15 @@ class _NoEntrance(Entrance):
 
     def __init__(self) -> None:
         self._before = _no_change
-        self._after = _nothing
+        self._after = _same
 
 
 def _no_change(_args: Any, _kwargs: Any) -> None:
     return None
 
 
-def _nothing(_output: Any) -> None:
-    return None
+def _same(output: Any) -> Any:
+    return output
 
 
 def _compiled_call(module: nn.Module) -> Callable[..., Any] | None:

@@ -23,6 +23,7 @@ from ras_dit.checks import block_parameters, submodule
 from ras_dit.entrance import Entrance, Skipped, uncompiled
 from ras_dit.errors import UnsupportedError
 from ras_dit.fresh import FreshRows
+from ras_dit.guidance import Half
 from ras_dit.session import TransformerCall
 from ras_dit.tables import gather_shared, gather_table
 
@@ -158,6 +159,21 @@ class TransformerHooks:
         """What of the attention processors decides which operations there are."""
         return [layer.settings() for layer in self._layers]
 
+    def half_of(self, arguments: Mapping[str, Any], half: Half) -> dict[str, Any]:
+        """The transformer's arguments for one of two guidance branches in a batch."""
+        description = self.description
+        return half.arguments(
+            arguments,
+            lists=isinstance(arguments[description.latents], list),
+            shared=description.shared_arguments,
+            batch_dims=description.batch_dims,
+        )
+
+    @property
+    def is_perturbed(self) -> bool:
+        """Whether attention treats guidance branches differently (perturbed-attention guidance)."""
+        return any(type(layer.original).__name__.startswith("PAG") for layer in self._layers)
+
     def _current_call(self) -> TransformerCall | None:
         return self._call
 
@@ -174,24 +190,33 @@ class TransformerHooks:
         if call is not None and call.is_skipped:
             # A copy: callers may write to it.
             return Skipped(copy.deepcopy(call.cache.returned))
-        if call is None or call.fresh is None:
+        if call is None:
             return None
+        changed = None
+        if call.half is not None:
+            arguments = self.half_of(arguments, call.half)
+            changed = (), arguments
+        if call.fresh is None:
+            return changed
         # Row numbers are made here, so that a compiled transformer only looks them up.
         call.cache.prepare(call.fresh)
         present = [name for name in self.description.residuals if arguments.get(name) is not None]
         if not present:
-            return None
+            return changed
         for name in present:
             arguments[name] = _each(arguments[name], call.fresh.take)
         return (), arguments
 
-    def _after_transformer(self, output: Any) -> None:
+    def _after_transformer(self, output: Any) -> Any:
         call = self._call
         if call is not None and call.fills_caches:
             call.cache.settle()
         if call is not None and not call.is_skipped:
             call.cache.returned = copy.deepcopy(output) if call.is_repeated else None
         self.end_call()
+        if call is not None and call.finish is not None and output is not None:
+            return call.finish(output)
+        return output
 
     def _before_block(
         self,

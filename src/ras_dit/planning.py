@@ -28,6 +28,7 @@ class PlanRow:
         kind: ``"dense"``, ``"sparse"`` or ``"skipped"``.
         num_active: Active image tokens per image.
         cost: FLOPs of one step over those of a dense step, in (0, 1].
+        is_halved: Whether one of two guidance branches runs only.
     """
 
     first: int
@@ -35,11 +36,13 @@ class PlanRow:
     kind: str
     num_active: int
     cost: float
+    is_halved: bool = False
 
     def cells(self) -> tuple[str, ...]:
         """The row as text, under :data:`HEADINGS`."""
         steps = str(self.first) if self.first == self.last else f"{self.first} to {self.last}"
-        return steps, self.kind, str(self.num_active), f"{self.cost:.1%}"
+        kind = f"{self.kind}, one branch" if self.is_halved else self.kind
+        return steps, kind, str(self.num_active), f"{self.cost:.1%}"
 
 
 @dataclass(frozen=True)
@@ -97,9 +100,11 @@ class PlanTable:
 
         One of a dense call, one of a dense call that fills caches, and one for each number of
         active tokens; from the second number on a graph with a symbolic length may serve them all.
+        Steps with one guidance branch have another batch size, and graphs of their own.
         """
-        counts = {row.num_active for row in self.rows if row.kind == "sparse"}
-        return 2 + len(counts) if counts else 1
+        calls = {(row.num_active, row.is_halved) for row in self.rows if row.num_active}
+        fills = any(row.kind == "sparse" and row.num_active for row in self.rows)
+        return len(calls) + fills
 
     def facts(self) -> list[tuple[str, str]]:
         """What holds for the whole run, as (name, value)."""
@@ -164,6 +169,8 @@ def plan_table(
     """
     count = grid.num_tokens
     plans = plan_steps(config, num_evaluations, count)
+    if branches != 2:
+        plans = tuple(replace(plan, halves_guidance=False) for plan in plans)
     whole = count + num_references
     shape = {"batch": branches, "num_tokens": whole, "num_text_tokens": num_text_tokens}
     keeps_text = config.text == "keep"
@@ -176,11 +183,13 @@ def plan_table(
         return forward_flops(work, num_active=with_references(num_active), keeps_text=kept, **shape)
 
     rows = []
-    for (kind, num_active), group in groupby(plans, lambda plan: (plan.kind, plan.num_active)):
+    for (kind, num_active, is_halved), group in groupby(
+        plans, lambda plan: (plan.kind, plan.num_active, plan.halves_guidance)
+    ):
         steps = [plan.index for plan in group]
-        cost = flops(num_active) / flops(count)
+        cost = flops(num_active) / flops(count) / (2 if is_halved else 1)
         shown = kind if num_active else "skipped"
-        rows.append(PlanRow(steps[0], steps[-1], shown, num_active, cost))
+        rows.append(PlanRow(steps[0], steps[-1], shown, num_active, cost, is_halved))
     sparse = any(row.kind == "sparse" for row in rows)
     counted = [replace(plan, num_active=with_references(plan.num_active)) for plan in plans]
     return PlanTable(

@@ -3,7 +3,9 @@
 The stock transformer runs on *all* image tokens in every step. In a sparse step, each attention
 operation then gets, for every inactive token, the key and value row of the last step in which
 that token was active (attention recovery, Eq. 2), and the noise prediction of inactive tokens
-gives way to the last one computed while they were active. Since tokens meet nowhere but in
+gives way to the last one computed while they were active. Where a trace says that one of two
+guidance branches did not run, its tokens count as inactive, text and all, and its noise prediction
+differs from the other branch's by as much as in the step before. Since tokens meet nowhere but in
 attention, this equals a run that computes the active tokens only.
 
 Nothing is shared with the code that makes sparse steps fast. Where the image tokens stand in an
@@ -20,7 +22,6 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -31,8 +32,8 @@ from torch.utils.hooks import RemovableHandle
 
 from ras_dit.adapters import TransformerDescription, describe
 from ras_dit.errors import RASError, UnsupportedError
+from ras_dit.masked_branch import MaskedBranch
 from ras_dit.probe import (
-    Operation,
     attention_call,
     noise_of,
     probe_attention,
@@ -40,14 +41,9 @@ from ras_dit.probe import (
     with_noise,
 )
 from ras_dit.tokens import TokenGrid, TokenLayout
-from ras_dit.trace import Trace
+from ras_dit.trace import Call, Trace
 
 ActiveSets = Sequence[torch.Tensor | None]
-
-_ANOTHER_COMPUTATION = (
-    "a call of the transformer has other attention operations or sequences than the first call of "
-    "its branch; is RAS still enabled on it? Call ras_dit.disable(pipe) first"
-)
 
 
 def masked_reference(
@@ -136,6 +132,7 @@ class MaskedReference(TorchFunctionMode):
         self._description = description or describe(self._transformers[0])
         self._layout: TokenLayout | None = None
         self._grid: TokenGrid | None = None
+        self._calls: list[tuple[Call, ...]] = []
         if isinstance(active, Trace):
             name = type(self._transformers[0]).__name__
             if active.transformer not in {name, self._description.transformer}:
@@ -144,14 +141,15 @@ class MaskedReference(TorchFunctionMode):
                 )
             self._grid = active.grid
             keeps_text = active.keeps_text
+            self._calls = [step.calls for step in active.steps]
             active = [step.active for step in active.steps]
         self._active = list(active)
         self._keeps_text = keeps_text
         _check_sets(self._active)
-        self._branches: dict[tuple[int, int], _Branch] = {}
+        self._branches: dict[tuple[int, int], MaskedBranch] = {}
         self._step = 0
         self._next_branch = 0
-        self._running: _Branch | None = None
+        self._running: MaskedBranch | None = None
         self._inside = 0
         self._handles: list[RemovableHandle] = []
 
@@ -228,10 +226,11 @@ class MaskedReference(TorchFunctionMode):
             self._layout = description.layout(call.arguments, config)
             self._check_grid(self._layout)
             operations = probe_attention(transformer, call, latents)
-            branch = _Branch(
+            branch = MaskedBranch(
                 latents.tensor.shape, fixed, latents.tokens, operations, self._keeps_text
             )
             self._branches[place] = branch
+        runs = self._rows_run(latents.tensor.shape[0])
         self._next_branch += 1
         assert self._layout is not None
         active = self._active[self._step]
@@ -239,8 +238,23 @@ class MaskedReference(TorchFunctionMode):
         if active is not None:
             rows = latents.tensor.shape[0]
             mask = _active_mask(active, rows, self._layout, latents.num_tokens)
-        branch.start(None if mask is None else mask.to(latents.tensor.device))
+        device = latents.tensor.device
+        branch.start(
+            None if mask is None else mask.to(device), None if runs is None else runs.to(device)
+        )
         self._running, self._inside = branch, 0
+
+    def _rows_run(self, rows: int) -> torch.Tensor | None:
+        """Rows of the call to come that run, bool ``[R]`` on the CPU; ``None`` if all do."""
+        if not self._calls or self._next_branch >= len(self._calls[self._step]):
+            return None
+        call = self._calls[self._step][self._next_branch]
+        if call.num_rows == call.batch:
+            return None
+        runs = torch.zeros(rows, dtype=torch.bool)
+        first = 0 if self._description.conditional_first else rows - call.num_rows
+        runs[first : first + call.num_rows] = True
+        return runs
 
     def _check_grid(self, layout: TokenLayout) -> None:
         if self._grid is not None and self._grid != layout.grid:  # sets alone do not tell
@@ -249,10 +263,12 @@ class MaskedReference(TorchFunctionMode):
                 f"{layout.grid.shape}; give the call the height and width of the recorded run"
             )
 
-    def _after(self, _: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
+    def _after(self, transformer: nn.Module, _args: tuple[Any, ...], output: Any) -> Any:
         branch, self._running = self._running, None
         assert branch is not None
-        return with_noise(output, branch.finish(noise_of(output)))
+        part = self._transformers.index(transformer)
+        first = self._branches.get((part, self._next_branch - 2))
+        return with_noise(output, branch.finish(noise_of(output), first))
 
     def __torch_function__(
         self,
@@ -267,68 +283,6 @@ class MaskedReference(TorchFunctionMode):
         query, key, value, rest = attention_call(*args, **kwargs)
         key, value = self._running.recover(query, key, value, in_block=self._inside > 0)
         return func(query, key, value, **rest)
-
-
-@dataclass
-class _Branch:
-    """One branch of guidance: where its tokens are, and what they last were while active."""
-
-    latents_shape: torch.Size
-    fixed: list[torch.Tensor]
-    tokens: torch.Tensor
-    operations: list[Operation]
-    keeps_text: bool
-    caches: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    noise: torch.Tensor | None = None
-    _mask: torch.Tensor | None = None
-    _made: int = 0
-
-    def fits(self, latents: torch.Tensor, fixed: list[torch.Tensor]) -> bool:
-        """Whether keys of a call with these arguments go together with the cached ones."""
-        same = all(torch.equal(old, new) for old, new in zip(self.fixed, fixed, strict=True))
-        return same and self.latents_shape == latents.shape
-
-    def start(self, mask: torch.Tensor | None) -> None:
-        """Begin a call; ``mask`` is bool ``[R, N]``, ``None`` where every token is active."""
-        self._mask = mask if self.noise is not None else None
-        self._made = 0
-        if self._mask is None:
-            self.caches.clear()
-
-    def recover(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, in_block: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Eq. 2 for one operation: ``[R, H, S, D]`` with the rows of inactive tokens recovered."""
-        if self._made == len(self.operations):
-            raise RASError(_ANOTHER_COMPUTATION)
-        operation, index = self.operations[self._made], self._made
-        if (query.shape[2], key.shape[2]) != (operation.num_queries, operation.tokens.shape[1]):
-            raise RASError(_ANOTHER_COMPUTATION)
-        self._made += 1
-        if self._mask is None or not in_block:
-            self.caches[index] = key, value
-            return key, value
-        is_text = operation.tokens < 0
-        mask = self._mask[operation.rows]
-        in_mask = mask.gather(1, operation.tokens.clamp(min=0))
-        fresh = torch.where(is_text, not self.keeps_text, in_mask)
-        fresh = fresh[:, None, :, None]
-        old_key, old_value = self.caches[index]
-        self.caches[index] = torch.where(fresh, key, old_key), torch.where(fresh, value, old_value)
-        return self.caches[index]
-
-    def finish(self, noise: torch.Tensor) -> torch.Tensor:
-        """End a call: the noise prediction with that of inactive tokens held."""
-        if self._made != len(self.operations):
-            raise RASError(_ANOTHER_COMPUTATION)
-        if self._mask is not None:
-            assert self.noise is not None
-            # The noise has the form of the latents, but for the number of its channels.
-            fresh = self._mask[:, self.tokens]
-            fresh = fresh.unsqueeze(1) if fresh.ndim < noise.ndim else fresh
-            noise = torch.where(fresh, noise, self.noise)
-        self.noise = noise.clone()
-        return noise
 
 
 def _active_mask(

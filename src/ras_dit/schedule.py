@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ras_dit.config import RASConfig
@@ -24,12 +24,14 @@ class StepPlan:
             which does not call it.
         repeats_active: Whether the step takes over the active tokens of the step before it (a
             quirk of the public code's last sparse step).
+        halves_guidance: Whether only one of two guidance branches goes through the transformer.
     """
 
     index: int
     kind: StepKind
     num_active: int
     repeats_active: bool = False
+    halves_guidance: bool = False
 
 
 def default_warmup_steps(num_evaluations: int) -> int:
@@ -70,6 +72,7 @@ def plan_steps(config: RASConfig, num_evaluations: int, num_tokens: int) -> tupl
             f"cannot plan {num_evaluations} steps of {num_tokens} tokens; both must be at least 1"
         )
     counts = _counts(config, num_evaluations, num_tokens)
+    halves = _halves(config, counts, num_tokens)
     stop = config.stop_step
     return tuple(
         StepPlan(
@@ -79,9 +82,57 @@ def plan_steps(config: RASConfig, num_evaluations: int, num_tokens: int) -> tupl
             repeats_active=config.public_code is not None
             and stop is not None
             and index == stop - 1,
+            halves_guidance=halves[index],
         )
         for index, count in enumerate(counts)
     )
+
+
+def _halves(config: RASConfig, counts: list[int], num_tokens: int) -> list[bool]:
+    """Which steps run one of two guidance branches only.
+
+    All but every ``guidance_every``-th, counted from the last one that ran both. These run both
+    whatever the count: the warm-up, in which the difference changes fast; a dense step next to
+    sparse ones, because it is there to refresh every cache; and the last step, whose error
+    nothing corrects any more.
+    """
+    warmup, _ = selective_window(config, len(counts))
+    called = [index for index, count in enumerate(counts) if count]
+    halves = [False] * len(counts)
+    last = 0
+    for place, index in enumerate(called):
+        around = called[max(0, place - 1) : place + 2]
+        is_sparse = [counts[other] < num_tokens for other in around]
+        refreshes_caches = counts[index] == num_tokens and any(is_sparse)
+        is_due = index - last >= config.guidance_every
+        if index < max(1, warmup) or is_due or refreshes_caches or place == len(called) - 1:
+            last = index
+        else:
+            halves[index] = True
+    return halves
+
+
+def adapted(
+    plans: tuple[StepPlan, ...], index: int, num_active: int, num_tokens: int
+) -> tuple[StepPlan, ...]:
+    """The plan of a run one step of which computes another number of tokens than planned.
+
+    A step that became dense refreshes all; what one that is skipped had to refresh, the next does.
+
+    Args:
+        plans: The plan.
+        index: The step.
+        num_active: Its image tokens; 0 skips it.
+        num_tokens: Image tokens N.
+    """
+    plan = plans[index]
+    kind: StepKind = "dense" if num_active == num_tokens else "sparse"
+    halves = plan.halves_guidance and 0 < num_active < num_tokens
+    changed = replace(plan, kind=kind, num_active=num_active, halves_guidance=halves)
+    rest = plans[index + 1 :]
+    if num_active == 0 and not plan.halves_guidance and rest:
+        rest = (replace(rest[0], halves_guidance=False), *rest[1:])
+    return (*plans[:index], changed, *rest)
 
 
 def selective_window(config: RASConfig, num_evaluations: int) -> tuple[int, int]:

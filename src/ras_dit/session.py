@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -17,10 +19,11 @@ from ras_dit.chooser import Chooser
 from ras_dit.config import RASConfig
 from ras_dit.errors import RASError
 from ras_dit.fresh import FreshRows
+from ras_dit.guidance import CallIdentity, Guidance, Half
 from ras_dit.multirate import Lines
 from ras_dit.recording import Recording
 from ras_dit.rules import LineRules
-from ras_dit.schedule import StepKind, StepPlan, plan_steps
+from ras_dit.schedule import StepPlan, adapted, plan_steps
 from ras_dit.storage import Buffers
 from ras_dit.tokens import PixelMap, TokenGrid, TokenLayout, TokenOrder, TokenSort
 from ras_dit.trace import Call, StepTrace, Trace, pack_active
@@ -67,6 +70,9 @@ class TransformerCall:
         is_repeated: Whether what it returns has to be kept for the next step.
         entered: Whether the first block was reached.
         length: Rows of a whole sequence, as the first block is given them.
+        half: The guidance branch that runs, where two are stacked in one batch and one does;
+            ``cache`` and ``fresh`` are those of its rows.
+        finish: Gets what the transformer returned; gives what the pipeline is to get.
     """
 
     cache: BranchCache
@@ -77,6 +83,8 @@ class TransformerCall:
     is_repeated: bool = False
     entered: bool = False
     length: int = 0
+    half: Half | None = None
+    finish: Callable[[Any], Any] | None = None
 
 
 class Session:
@@ -90,6 +98,7 @@ class Session:
         replay: A recorded run whose active tokens are taken over.
         record: Whether to keep the noise and the latents of every step.
         buffers: Memory that outlives the run, for ``static_cache``.
+        guidance: How guidance branches are stacked.
 
     Raises:
         RASError: If the configuration does not fit the run.
@@ -105,6 +114,7 @@ class Session:
         *,
         record: bool = False,
         buffers: Buffers | None = None,
+        guidance: Guidance | None = None,
     ) -> None:
         self.config = config
         self._storage = config.storage
@@ -117,6 +127,7 @@ class Session:
             self.plans = plan_steps(config, shape.num_evaluations, shape.grid.num_tokens)
         else:
             self.plans = replayed_plans(replay, shape)
+        self.guidance = Guidance() if guidance is None else guidance
         self.thread = threading.get_ident()
         self._order = order
         self._chooser = Chooser(
@@ -135,6 +146,7 @@ class Session:
         self._given: torch.Tensor | None = None
         self._fresh_by_batch: dict[int, FreshRows] = {}
         self._images = 0
+        self.num_branches = 0.0
         self._outgrown = False
         self._cache_bytes = 0
         self._records: list[tuple[StepPlan, tuple[Call, ...], torch.Tensor | None]] = []
@@ -150,6 +162,11 @@ class Session:
         return self._index > 0
 
     @property
+    def is_past_first(self) -> bool:
+        """Whether exactly one step was made."""
+        return self._index == 1
+
+    @property
     def called(self) -> bool:
         """Whether the transformer was called since the last step."""
         return bool(self._calls)
@@ -158,6 +175,11 @@ class Session:
     def is_dense(self) -> bool:
         """Whether no step of the run is sparse."""
         return all(plan.kind == "dense" for plan in self.plans)
+
+    @property
+    def halves_steps(self) -> bool:
+        """Whether some step is to run one guidance branch only."""
+        return any(plan.halves_guidance for plan in self.plans)
 
     def begin_call(
         self,
@@ -168,6 +190,7 @@ class Session:
         starts: torch.Tensor | None = None,
         given: torch.Tensor | None = None,
         latents: torch.Size | None = None,
+        divisible: bool = False,
     ) -> TransformerCall:
         """Decide what the next transformer call computes.
 
@@ -183,6 +206,8 @@ class Session:
                 the row.
             given: Tokens that are no work because they are given, bool ``[batch, N]``.
             latents: Sizes of one image's latents.
+            divisible: Whether one guidance branch of the batch may run without the other, in a run
+                with halved steps.
         """
         if latents is not None and self.shape.latents not in {None, latents}:
             # Frames were added or left out in mid-run: what is known of tokens is of others now.
@@ -201,21 +226,69 @@ class Session:
         )
         layout = self.shape.layout
         repeats = not self._outgrown and self._may_skip_next()
+        identity = branch, signature, batch
+        fills = not self._outgrown and self._sparse_follows()
+        may_halve = usable if plan.kind == "sparse" else not (fills or self._outgrown)
+        if plan.halves_guidance and divisible and may_halve:
+            spared = self._begin_spared(identity, plan, starts, repeats=repeats)
+            if spared is not None:
+                return spared
+        finish = functools.partial(self.guidance.note, identity) if divisible else None
         if usable and (plan.num_active or (cache is not None and cache.returned is not None)):
             assert cache is not None
             self._calls.append(Call(batch, plan.num_active))
             if plan.num_active == 0:
                 return TransformerCall(cache, layout.num_image, False, is_skipped=True)
             fresh = self._fresh_rows(branch, batch, starts)
-            return TransformerCall(cache, layout.num_image, False, fresh, is_repeated=repeats)
+            return TransformerCall(
+                cache, layout.num_image, False, fresh, is_repeated=repeats, finish=finish
+            )
         self._branches.pop(branch, None)
-        cache = BranchCache(signature, self._storage, branch, self._buffers)
-        fills = not self._outgrown and self._sparse_follows()
+        cache = BranchCache(signature, self._storage, branch, self._buffers, starts=starts)
         if fills or repeats:
             self._branches[branch] = cache
         self._calls.append(Call(batch, layout.grid.num_tokens))
         num_image = 0 if self._outgrown else layout.num_image
-        return TransformerCall(cache, num_image, fills, is_repeated=repeats)
+        return TransformerCall(cache, num_image, fills, is_repeated=repeats, finish=finish)
+
+    def _begin_spared(
+        self,
+        identity: CallIdentity,
+        plan: StepPlan,
+        starts: torch.Tensor | None,
+        *,
+        repeats: bool,
+    ) -> TransformerCall | None:
+        """A call of which one guidance branch is not computed; ``None`` where both have to be."""
+        branch, signature, batch = identity
+        spared = self.guidance.spares(identity)
+        if spared is None:
+            return None
+        cache = self._branches.get(branch)
+        is_sparse = plan.kind == "sparse"
+        if not is_sparse:
+            # Caches are refreshed before they are used again; this one knows what was returned.
+            cache = BranchCache(signature, self._storage, branch, self._buffers)
+            self._branches.pop(branch, None)
+            if repeats:
+                self._branches[branch] = cache
+        assert cache is not None
+        num_image = self.shape.layout.num_image
+        if spared == "all":
+            self._calls.append(Call(batch, plan.num_active, 0))
+            part, number = branch
+            first = self._branches.get((part, number - 1)) if is_sparse else None
+            self.guidance.answer(cache, first)
+            return TransformerCall(cache, num_image, False, is_skipped=True)
+        half = self.guidance.half(batch)
+        self._calls.append(Call(batch, plan.num_active, half.count))
+        fresh, used = None, cache
+        if is_sparse:
+            first_rows = None if starts is None else half.take(starts, lists=False)
+            fresh = self._fresh_rows(branch, half.count, first_rows)
+            used = cache.cut(half.first, half.count, by_operation=self.guidance.by_operation)
+        finish = functools.partial(self.guidance.completed, half, cache, is_repeated=repeats)
+        return TransformerCall(used, num_image, False, fresh, half=half, finish=finish)
 
     def _sparse_follows(self) -> bool:
         """Whether the next step that is not skipped is a sparse one."""
@@ -265,9 +338,12 @@ class Session:
         # Packed when somebody asks for the trace: a step's time counts, a set's memory does not.
         active = self._active if plan.kind == "sparse" else None
         self._records.append((plan, tuple(self._calls), active))
+        self.num_branches = sum(call.batch for call in self._calls) / self._images
         self._cache_bytes = max(
             self._cache_bytes, sum(cache.nbytes for cache in self._branches.values())
         )
+        if self.halves_steps:
+            self.guidance.end_step(self._images, self._branches)
         self._calls.clear()
         self._fresh_by_batch.clear()
         self._index += 1
@@ -294,9 +370,7 @@ class Session:
             num_active = next(level for level in levels if level >= count)
         if config.reset_tolerance is not None and overall > config.reset_tolerance:
             num_active = num_tokens
-        kind: StepKind = "dense" if num_active == num_tokens else "sparse"
-        adapted = replace(plan, kind=kind, num_active=num_active)
-        self.plans = (*self.plans[: plan.index], adapted, *self.plans[plan.index + 1 :])
+        self.plans = adapted(self.plans, plan.index, num_active, num_tokens)
 
     def _select(self, noise_pred: torch.Tensor, plan: StepPlan) -> torch.Tensor | None:
         """The active tokens of the next step; ``None`` if all are."""
@@ -354,6 +428,7 @@ class Session:
             self._buffers.clear()
         self._fresh_by_batch.clear()
         self._chooser.forget()
+        self.guidance.forget()
         self._active = self._given = self._lines = None
 
     def trace(self) -> Trace:
@@ -432,6 +507,11 @@ def replayed_plans(trace: Trace, shape: RunShape) -> tuple[StepPlan, ...]:
             "num_inference_steps".format(*recorded, *current)
         )
     return tuple(
-        StepPlan(step.index, "dense" if step.kind == "dense" else "sparse", step.num_active)
+        StepPlan(
+            step.index,
+            "dense" if step.kind == "dense" else "sparse",
+            step.num_active,
+            halves_guidance=step.is_halved,
+        )
         for step in trace.steps
     )

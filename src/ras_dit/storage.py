@@ -6,14 +6,16 @@ One tensor of keys or values, ``[B, H, S, D]`` or ``[B, S, H, D]``, is seen as r
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Hashable
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from ras_dit.fresh import FreshRows
 from ras_dit.rules import Storage
 
+_T = TypeVar("_T")
 _LARGEST = {"int8": 127.0, "float8": 448.0}
 # Scales are halves; below this a row counts as zero.
 _SMALLEST = 6e-8
@@ -49,6 +51,13 @@ def new_buffer(value: torch.Tensor, *, offload: bool) -> torch.Tensor:
         pinned = value.device.type == "cuda"
         return torch.empty(value.shape, dtype=value.dtype, device="cpu", pin_memory=pinned)
     return torch.empty_like(value)
+
+
+def altered(original: _T, **attributes: Any) -> _T:
+    """A shallow copy with other attributes."""
+    part = copy.copy(original)
+    vars(part).update(attributes)
+    return part
 
 
 class RowLayout:
@@ -87,6 +96,12 @@ class RowLayout:
         by_row = tensor.transpose(1, 2) if self.swap else tensor
         return by_row.reshape(rows.shape[0], -1)
 
+    def cut(self, first: int, count: int) -> tuple[RowLayout, slice]:
+        """The layout of some samples ``[first, first + count)``, and where their rows are."""
+        each = self.heads * self.num_keys
+        part = altered(self, shape=torch.Size((count, *self.shape[1:])))
+        return part, slice(first * each, (first + count) * each)
+
     @property
     def numbering(self) -> tuple[int, int]:
         """Length of a sequence and heads of its row numbers."""
@@ -115,6 +130,12 @@ class HeldRows:
         rows = self.layout.rows(fresh)
         self._flat.index_copy_(0, rows, self.layout.updates(updates, rows))
         return self.whole
+
+    def cut(self, first: int, count: int) -> HeldRows:
+        """Those of some samples, a view that is written through."""
+        layout, rows = self.layout.cut(first, count)
+        whole = self.whole.narrow(0, first, count)
+        return altered(self, layout=layout, whole=whole, _flat=self._flat[rows])
 
     def packed(self, storage: Storage, key: Hashable, buffers: Buffers) -> PackedRows:
         """The same rows, stored otherwise."""
@@ -175,6 +196,11 @@ class PackedRows:
             if stored is not part:
                 stored.copy_(part, non_blocking=True)
         return self.layout.whole(flat)
+
+    def cut(self, first: int, count: int) -> PackedRows:
+        """Those of some samples, a view that is written through."""
+        layout, rows = self.layout.cut(first, count)
+        return altered(self, layout=layout, _parts=tuple(stored[rows] for stored in self._parts))
 
     def _encode(self, flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self._storage.dtype == "model":

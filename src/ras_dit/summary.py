@@ -58,6 +58,7 @@ class Summary:
             "image_tokens": self.trace.num_tokens,
             "text_tokens": self.trace.num_text_tokens,
             "active_tokens": counts,
+            "halved_steps": self.trace.num_halved,
             "flops_dense": self.cost.dense,
             "flops": self.cost.ras,
             "flops_saved": self.flops_saved,
@@ -87,6 +88,11 @@ class Summary:
                 ("image tokens", f"{trace.num_tokens} ({grid.height} x {grid.width})"),
                 ("text tokens", str(trace.num_text_tokens)),
                 ("active tokens in sparse steps", active),
+                *(
+                    [("steps with one guidance branch", str(trace.num_halved))]
+                    if trace.num_halved
+                    else []
+                ),
                 ("FLOPs", f"{cost.ras:.4g} of {cost.dense:.4g} ({self.flops_saved:.0%} saved)"),
                 ("speed-up at most (FLOP limit)", f"{cost.limit:.2f}x"),
                 ("caches", f"{trace.cache_bytes / 2**20:.1f} MiB, freed at the end of the run"),

@@ -23,11 +23,19 @@ class Call:
 
     Attributes:
         batch: Rows of the model batch (images times guidance branches in one batch).
-        num_active: Image tokens per row that went through the transformer; 0 if it was not run.
+        num_active: Image tokens per row that went through the transformer; 0 in a skipped step.
+        rows_run: Rows that did; half of them or none where the other guidance branch stood for
+            them (``guidance_every``). ``None`` is all.
     """
 
     batch: int
     num_active: int
+    rows_run: int | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """``rows_run`` with ``None`` resolved."""
+        return self.batch if self.rows_run is None else self.rows_run
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +67,11 @@ class StepTrace:
         if self.packed is None:
             return None
         return unpack_active(self.packed.cpu(), self.num_tokens)
+
+    @property
+    def is_halved(self) -> bool:
+        """Whether only one of two guidance branches went through the transformer."""
+        return any(call.num_rows < call.batch for call in self.calls)
 
     @property
     def num_active(self) -> int:
@@ -106,6 +119,16 @@ class Trace:
     def num_skipped(self) -> int:
         """Steps that did not call the transformer."""
         return sum(step.num_active == 0 for step in self.steps)
+
+    @property
+    def num_halved(self) -> int:
+        """Steps in which only one of two guidance branches went through the transformer."""
+        return sum(step.is_halved for step in self.steps)
+
+    @property
+    def leaves_out_calls(self) -> bool:
+        """Whether some calls of the pipeline were answered without the transformer."""
+        return self.num_skipped > 0 or self.num_halved > 0
 
     def active_counts(self) -> torch.Tensor:
         """In how many steps each token was active, int64 ``[B, h, w]``, or ``[B, f, h, w]``."""
@@ -222,9 +245,14 @@ def _step_data(step: StepTrace) -> dict[str, Any]:
         "index": step.index,
         "kind": step.kind,
         "sigma": step.sigma,
-        "calls": [[call.batch, call.num_active] for call in step.calls],
+        "calls": [_call_data(call) for call in step.calls],
         "active": packed,
     }
+
+
+def _call_data(call: Call) -> list[int]:
+    data = [call.batch, call.num_active]
+    return data if call.rows_run is None else [*data, call.rows_run]
 
 
 def _step_from(data: dict[str, Any], batch: int, num_tokens: int) -> StepTrace:
@@ -239,6 +267,6 @@ def _step_from(data: dict[str, Any], batch: int, num_tokens: int) -> StepTrace:
         kind=str(data["kind"]),
         sigma=None if data["sigma"] is None else float(data["sigma"]),
         num_tokens=num_tokens,
-        calls=tuple(Call(int(rows), int(count)) for rows, count in calls),
+        calls=tuple(Call(*map(int, call)) for call in calls),
         packed=packed,
     )

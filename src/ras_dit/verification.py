@@ -5,7 +5,7 @@ it is not, what is wrong.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ras_dit.errors import RASError
 from ras_dit.findings import blame, first_difference, misplaced, watch_blocks
 from ras_dit.patch import enable
 from ras_dit.reference import masked_reference
-from ras_dit.trace import Trace
+from ras_dit.trace import StepTrace, Trace
 
 _DEFAULTS: Mapping[str, Any] = {"num_inference_steps": 8}
 _CHECKED = RASConfig(sample_ratio=0.4, warmup_steps=2)
@@ -165,6 +165,8 @@ class _Check:
         """Finding about the first block that goes wrong."""
         step = next(step.index for step in trace.steps if step.active is not None)
         number = sum(len(before.calls) for before in trace.steps[:step])
+        # With both guidance branches in every step blocks can be compared one to one.
+        trace = replace(trace, steps=tuple(map(_with_all_branches, trace.steps)))
         description, transformers = self._description, self._transformers
         with (
             enable(self._pipe, replay=trace, description=description),
@@ -176,6 +178,10 @@ class _Check:
             masked_reference(self._pipe, trace, description=description, **_fresh(self._call))
         block = first_difference(fast, slow, description, trace, step)
         return blame(block, description)
+
+
+def _with_all_branches(step: StepTrace) -> StepTrace:
+    return replace(step, calls=tuple(replace(call, rows_run=None) for call in step.calls))
 
 
 def _check_sparse(trace: Trace) -> None:

@@ -7,7 +7,7 @@ the model and nothing here imports it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -136,6 +136,10 @@ class TransformerDescription:
         token_timestep: Name of an argument that may hold a timestep per image token, ``[R, N]``:
             tokens with timestep 0 are given (the first frame of image-to-video), so they are
             never chosen while there are others.
+        conditional_first: Where both branches of guidance are stacked in one batch: whether the
+            conditional one comes first. A wrong answer costs only quality.
+        batch_dims: Dimension of the model batch, by name, of arguments of the transformer that
+            have it elsewhere than in front.
         expand: Whether the rows behind the last block have to be as many as before the first one
             again, because what follows treats them by their place.
         attention_by_sample: Whether a processor makes one operation for each row of the batch.
@@ -165,6 +169,8 @@ class TransformerDescription:
     frames_first: bool = False
     starts: Callable[[Mapping[str, Any]], torch.Tensor] | None = None
     token_timestep: str | None = None
+    conditional_first: bool = False
+    batch_dims: Mapping[str, int] = field(default_factory=dict)
     expand: bool = False
     attention_by_sample: bool = False
     fused: str | None = None
@@ -173,6 +179,12 @@ class TransformerDescription:
         """Rows of the model batch in a call of the transformer."""
         latents = arguments[self.latents]
         return len(latents) if isinstance(latents, list | tuple) else int(latents.shape[0])
+
+    @property
+    def shared_arguments(self) -> frozenset[str]:
+        """Arguments of the transformer that all rows of the model batch share: tables."""
+        tables = {argument.name for argument in self.token_arguments if argument.dim == 0}
+        return frozenset({*self.fixed, *tables})
 
     def first_latents(self, arguments: Mapping[str, Any]) -> torch.Tensor:
         """The latents of a call, those of its first image where they come as a list."""

@@ -29,6 +29,7 @@ TRANSFORMERS: tuple[TransformerDescription, ...] = (
         token_arguments=(TokenArgument("image_rotary_emb", dim=1),),
         # Away from the default size there are two tables of positions, one for early steps.
         fixed=("image_rotary_emb",),
+        conditional_first=True,
         fused="lumina",
     ),
 )

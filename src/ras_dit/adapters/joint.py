@@ -235,6 +235,7 @@ TRANSFORMERS: tuple[TransformerDescription, ...] = (
             TokenArgument("image_rotary_emb", dim=1),
             TokenArgument("hidden_states_masks", dim=1, ndim=2),
         ),
+        batch_dims={"encoder_hidden_states_llama3": 1},
         layout=hidream_layout,
     ),
 )

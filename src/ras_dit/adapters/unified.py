@@ -181,6 +181,7 @@ TRANSFORMERS: tuple[TransformerDescription, ...] = (
         residuals=("controlnet_block_samples",),
         layout=z_image_layout,
         patch=z_image_patch,
+        conditional_first=True,
     ),
     TransformerDescription(
         transformer="OmniGenTransformer2DModel",
@@ -194,6 +195,7 @@ TRANSFORMERS: tuple[TransformerDescription, ...] = (
         text="input_ids",
         token_arguments=(TokenArgument("image_rotary_emb", dim=0),),
         layout=omnigen_layout,
+        conditional_first=True,
         # The image tokens are cut off the sequence by their number.
         expand=True,
     ),

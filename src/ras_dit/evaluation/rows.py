@@ -203,7 +203,8 @@ def add_controls(rows: Sequence[Row], wanted: Controls, cost: Cost) -> tuple[Row
                     **same,
                 )
             )
-        if wanted.roles["random"] and sampling.metric != "random":
+        chooses = sampling.sample_ratio < 1 and sampling.metric != "random"
+        if wanted.roles["random"] and chooses:
             config = changed_fields(sampling.replace(metric="random", keep="auto"))
             name = _free_name(f"random-{row.steps}-{sampling.sample_ratio:g}", found, config)
             add(replace(row, name=name, role="random", config=config, published={}, **fewer))
@@ -322,6 +323,8 @@ def _own_name(
     if config is not None:
         metric = config.metric if isinstance(config.metric, str) else "own"
         stem = f"ras-{steps}-{config.sample_ratio:g}-{metric}"
+        if config.guidance_every > 1:
+            stem += f"-guidance{config.guidance_every}"
     elif cache is not None:
         options = "-".join(str(value) for key, value in cache.items() if key != "name")
         stem = f"{cache['name']}-{steps}" + (f"-{options}" if options else "")
