@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ras_dit.evaluation.archive import archived_units, pack_scores, pack_times, unpack
 from ras_dit.evaluation.comparisons import RowResult
 from ras_dit.evaluation.crews import Alone, Processes
 from ras_dit.evaluation.manifest import (
@@ -35,18 +36,44 @@ class Evaluation:
         folder: Where its pictures and scores are.
         manifest: What decides its pictures.
         settings: Scores and times.
+        measured: Folder of the archives of what was measured before, elsewhere perhaps.
     """
 
     name: str
     folder: Path
     manifest: Manifest
     settings: Settings
+    measured: Path
 
     @classmethod
     def read(cls, name: str, files: Path, out: Path) -> Evaluation:
         """The evaluation of a file."""
         data = read_evaluation(files / f"{name}.yaml")
-        return cls(name, out / name, *plan_evaluation(data, files))
+        return cls(name, out / name, *plan_evaluation(data, files), files / "measured")
+
+    def take_over(self) -> None:
+        """Go on from the archives of scores and times."""
+        for path in (*self._archives(), self._times):
+            if path.exists():
+                unpack(path, self.folder, self.manifest, self.settings)
+
+    def keep_scores(self) -> Path | None:
+        """A further archive, of the units that are in none yet; ``None`` if there is no such."""
+        known = {place for path in self._archives() for place in archived_units(path)}
+        path = self.measured / f"{self.name}-{len(self._archives()):02d}.tar.xz"
+        return path if pack_scores(self.folder, path, known=known) else None
+
+    def keep_times(self) -> Path:
+        """The archive of times, made anew."""
+        pack_times(self.folder, self._times)
+        return self._times
+
+    @property
+    def _times(self) -> Path:
+        return self.measured / f"{self.name}-times.tar.xz"
+
+    def _archives(self) -> list[Path]:
+        return sorted(self.measured.glob(f"{self.name}-[0-9][0-9].tar.xz"))
 
     def missing(self) -> float:
         """Cost of the pictures that are not there yet, in evaluations of the dense transformer."""
@@ -70,6 +97,7 @@ def make(evaluations: Sequence[Evaluation], budget: float, workers: int, say: Sa
     end = time.monotonic() + 60 * budget
     crew = Alone() if workers == 1 else Processes(workers)
     for evaluation in evaluations:
+        evaluation.take_over()
         before, began = evaluation.missing(), time.monotonic()
         progress = generate_pictures(
             evaluation.folder,
@@ -85,14 +113,18 @@ def make(evaluations: Sequence[Evaluation], budget: float, workers: int, say: Sa
             say(f"{evaluation.name}: about {minutes:.0f} more minutes at the pace of this call\n")
         scored = score_pictures(evaluation.folder, crew=crew)
         say(f"{evaluation.name}: {scored.done} of {scored.total} units are scored\n")
+        if path := evaluation.keep_scores():
+            say(f"{evaluation.name}: new scores are kept in {path}\n")
 
 
 def measure(evaluation: Evaluation, say: Say) -> None:
     """Seconds of every row, also where there are no pictures yet."""
+    evaluation.take_over()
     if not (evaluation.folder / "manifest.json").exists():
         generate_pictures(evaluation.folder, evaluation.manifest, evaluation.settings, budget=0.0)
     rounds = time_rows(evaluation.folder, evaluation.settings)
     say(f"{evaluation.name}: timed {rounds} rounds of all rows\n")
+    say(f"{evaluation.name}: times are kept in {evaluation.keep_times()}\n")
 
 
 def read_found(out: Path, names: Sequence[str]) -> tuple[dict[str, tuple[RowResult, ...]], str]:

@@ -221,7 +221,7 @@ def store(folder: Path, manifest: Manifest, settings: Settings) -> None:
     check_scores(manifest, settings)
     path = folder / MANIFEST
     if path.exists():
-        _check_same(load_manifest(folder), manifest, folder)
+        check_same(load_manifest(folder), manifest, folder)
     else:
         # A run that was killed while it wrote its first file has begun nothing.
         own = (".lock", f"{MANIFEST}{PART}")
@@ -245,7 +245,16 @@ def load_manifest(folder: Path) -> Manifest:
         raise RASError(
             f"{str(folder)!r} holds no evaluation; begin one with `ras-dit evaluate generate`"
         )
-    data = read_json(path)
+    return read_manifest(read_json(path), path)
+
+
+def read_manifest(data: Mapping[str, Any], path: Path) -> Manifest:
+    """The manifest of a file's content.
+
+    Raises:
+        RASError: If it is damaged or of another release.
+    """
+    data = dict(data)
     if data.pop("format", None) != FORMAT:
         raise RASError(f"{str(path)!r} is not a file of this release (format {FORMAT})")
     try:
@@ -314,7 +323,12 @@ def check_scores(manifest: Manifest, settings: Settings) -> None:
         )
 
 
-def _check_same(begun: Manifest, manifest: Manifest, folder: Path) -> None:
+def check_same(begun: Manifest, manifest: Manifest, place: Path) -> None:
+    """Refuse to go on with another evaluation than the one that was begun in a place.
+
+    Raises:
+        RASError: If they differ, naming in what.
+    """
     stored, fresh = begun.to_dict(), manifest.to_dict()
     # As JSON, which knows no tuples.
     changed = [
@@ -328,8 +342,8 @@ def _check_same(begun: Manifest, manifest: Manifest, folder: Path) -> None:
     if changed == ["versions"]:
         detail = f" ({dict(begun.versions)} then, {dict(manifest.versions)} now)"
     raise RASError(
-        f"{str(folder)!r} holds an evaluation with other {', '.join(changed)}{detail}; go on with "
-        "what it was begun with, or give a new folder"
+        f"{str(place)!r} holds an evaluation with other {', '.join(changed)}{detail}; go on with "
+        "what it was begun with, or leave it and begin in a new place"
     )
 
 

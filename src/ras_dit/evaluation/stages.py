@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,16 @@ from ras_dit.evaluation.scoring import (
     summarise,
     try_scorers,
 )
-from ras_dit.evaluation.workshop import Product, Task, picture_path, threads, whole_unit
+from ras_dit.evaluation.workshop import (
+    ARCHIVED,
+    Product,
+    Task,
+    has_files,
+    picture_path,
+    threads,
+    unit_path,
+    whole_unit,
+)
 
 REFUSED = "refused"
 OnUnit = Callable[[int, int], None]
@@ -56,7 +66,15 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class _RowUnits:
+class RowUnits:
+    """Pictures of a row that a scorer can look at.
+
+    Attributes:
+        scorer: Name of the scorer.
+        row: The row.
+        units: Pictures of its finished units, by number.
+    """
+
     scorer: str
     row: Row
     units: Sequence[tuple[Picture, ...]]
@@ -107,6 +125,7 @@ def generate_pictures(
                 refused[product.task.row] = product.reason
                 _refuse(folder, product.task.row, product.reason)
                 continue
+            _check_remade(folder, manifest.row(product.task.row), product)
             _write(folder, product)
             done += 1
             if on_unit is not None:
@@ -155,7 +174,7 @@ def score_pictures(
         scorers = try_scorers(settings, names, unavailable)
         for name, scorer in scorers.items():
             write_json(folder / SCORES / name / "identity.json", scorer.identity())
-        measurable = _measurable(folder, manifest, scorers)
+        measurable = measurable_units(folder, manifest, scorers)
         waiting = [
             Task(part.row.name, unit, part.scorer, pictures)
             for part in measurable
@@ -238,23 +257,37 @@ def _missing_units(folder: Path, manifest: Manifest) -> list[Task]:
             for unit in range(count)
             if whole_unit(folder, row, unit) is None
         ]
+    reference = manifest.reference
+    count = len(manifest.units(reference))
+    for unit in sorted({task.unit for _, _, task in waiting}):
+        record = whole_unit(folder, reference, unit) if unit < count else None
+        if record is not None and not has_files(folder, record):
+            # Archived, and others are still to be compared with it.
+            waiting.append((unit / count, -1, Task(reference.name, unit)))
     return [task for _, _, task in sorted(waiting, key=lambda entry: entry[:2])]
 
 
-def _measurable(folder: Path, manifest: Manifest, scorers: Mapping[str, Scorer]) -> list[_RowUnits]:
+def measures(scorer: Scorer, name: str, row: Row) -> bool:
+    """Whether a scorer looks at the pictures of a row at all."""
+    return name not in row.without and not (scorer.needs_partner and row.role == "reference")
+
+
+def measurable_units(
+    folder: Path, manifest: Manifest, scorers: Mapping[str, Scorer]
+) -> list[RowUnits]:
     """What each scorer can look at: the pictures of the finished units of each row."""
     finished = {row.name: finished_units(folder, manifest, row) for row in manifest.rows}
     reference = [picture for unit in finished[manifest.reference.name] for picture in unit]
     found = []
     for name, scorer in scorers.items():
         for row in manifest.rows:
-            if name in row.without or (scorer.needs_partner and row.role == "reference"):
+            if not measures(scorer, name, row):
                 continue
             units = finished[row.name]
             if scorer.needs_partner:
                 units = _with_partners(units, reference)
             if units:
-                found.append(_RowUnits(name, row, units))
+                found.append(RowUnits(name, row, units))
     return found
 
 
@@ -300,6 +333,17 @@ def _within(
             yield task
 
     yield from crew.run(manifest, settings, in_time())
+
+
+def _check_remade(folder: Path, row: Row, product: Product) -> None:
+    """Refuse pictures that are not those that an archive's scores are of."""
+    name = unit_path(row, product.task.unit)
+    record = read_json(folder / name) if (folder / name).exists() else {}
+    if record.get(ARCHIVED) and record["pictures"] != json.loads(product.files[name])["pictures"]:
+        raise RASError(
+            f"this machine makes other pictures of unit {product.task.unit} of {row.name} than "
+            "those that the archive's scores are of; begin in a new folder without the archive"
+        )
 
 
 def _write(folder: Path, product: Product) -> None:

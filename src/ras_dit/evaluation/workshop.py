@@ -31,6 +31,8 @@ from ras_dit.generate import Generated, Job, generate
 from ras_dit.loading import load_pipeline
 
 Outcome = Literal["done", "refused"]
+# In the record of a unit whose pictures are not here, but their scores are.
+ARCHIVED = "archived"
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,8 @@ def unit_path(row: Row, unit: int) -> str:
 def whole_unit(folder: Path, row: Row, unit: int) -> Mapping[str, Any] | None:
     """The record of a unit whose files are all there; ``None`` where it is to be made.
 
+    Of an archived unit there are scores instead.
+
     Raises:
         RASError: If the record is damaged.
     """
@@ -219,11 +223,16 @@ def whole_unit(folder: Path, row: Row, unit: int) -> Mapping[str, Any] | None:
     if not path.exists():
         return None
     record = read_json(path)
-    for name, facts in {**record["pictures"], **record.get("latents", {})}.items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != facts["bytes"]:
-            return None
-    return record
+    return record if record.get(ARCHIVED) or has_files(folder, record) else None
+
+
+def has_files(folder: Path, record: Mapping[str, Any]) -> bool:
+    """Whether all pictures and latents of a unit's record are there."""
+    files = {**record["pictures"], **record.get("latents", {})}
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == facts["bytes"]
+        for name, facts in files.items()
+    )
 
 
 @contextlib.contextmanager
