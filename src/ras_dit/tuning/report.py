@@ -74,7 +74,7 @@ def preset_text(found: Tuning) -> str:
 def report_text(found: Tuning) -> str:
     """The page: the verdict, both searches' best, and what they were measured on."""
     facts = found.facts
-    rows = [_HEADINGS, ("---", "---:", "---", "---", "---:", "---:", "---:", "---:")]
+    rows: list[tuple[str, ...]] = [_HEADINGS, ("---", "---:", "---", "---", "---:", "---:", "---:", "---:")]
     named = (("preset", found.presets), ("dense", found.controls))
     for name, runs in named:
         rows += [_row(f"{name} {number}", run) for number, run in enumerate(runs, 1)]
