@@ -76,6 +76,11 @@ class KVCache:
         self._key.follow(key, storage, (name, "key"), buffers)
         self._value.follow(value, storage, (name, "value"), buffers)
 
+    def hold(self) -> None:
+        """Forecast no more, and free what that took."""
+        for part in self.parts:
+            part.hold()
+
     @property
     def parts(self) -> tuple[CachedRows, CachedRows]:
         """Keys and values."""

@@ -16,16 +16,16 @@ class LineRules:
         linear: Whether tokens that are left out move along their line; otherwise their last output
             is held.
         damping: Factor of the slope for them, in (0, 1].
-        longest: Steps after a refresh over which a line is followed; ``None`` for no limit.
         second_order: Whether steps are those of the two-step Adams-Bashforth method.
         correction_age: Steps up to which a refreshed token's long step is corrected; 0 for never.
+        longest: Steps after a refresh over which a line is followed; ``None`` for no limit.
     """
 
     linear: bool = False
     damping: float = 1.0
-    longest: int | None = None
     second_order: bool = False
     correction_age: int = 0
+    longest: int | None = None
 
     @property
     def changes_steps(self) -> bool:

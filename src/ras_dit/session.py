@@ -319,6 +319,9 @@ class Session:
             self._index,
             None if before is None else before.clock,
         )
+        if before is not None:
+            for layer in before.layers.values():
+                layer.hold()
         if self._sparse_follows():
             cache.before = {} if before is None else before.layers
 

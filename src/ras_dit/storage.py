@@ -273,6 +273,10 @@ class CachedRows:
             change = torch.sub(new, old, out=old)
         self._change = self._stored(change, storage, (key, "change"), buffers)
 
+    def hold(self) -> None:
+        """Forecast no more, and free what that took."""
+        self._change = None
+
     @property
     def whole(self) -> torch.Tensor:
         """The last rows as one tensor."""
