@@ -430,10 +430,11 @@ class RASConfig:
             "schedule": "give one ratio per step",
         }
         for name, cure in cures.items():
-            if callable(getattr(self, name)):
+            value = getattr(self, name)
+            if callable(value):
                 raise RASError(
-                    f"{name}={getattr(self, name)!r} is a callable and cannot be written to a file; "
-                    f"{cure} or keep this configuration in code"
+                    f"{name}={value!r} is a callable and cannot be written to a file; {cure} or "
+                    "keep this configuration in code"
                 )
         data = dataclasses.asdict(self)
         return {key: list(v) if isinstance(v, tuple) else v for key, v in data.items()}

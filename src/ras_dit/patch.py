@@ -134,9 +134,9 @@ def _check_text(config: RASConfig, description: TransformerDescription) -> None:
 def _check_replay(config: RASConfig, replay: Trace | None) -> None:
     if replay is not None and replay.num_halved and config.forecast_keys:
         raise RASError(
-            f"forecast_keys={config.forecast_keys:g} cannot be had with this trace to replay, which "
-            f"ran one guidance branch only in {replay.num_halved} steps; give forecast_keys=0, or a "
-            "trace of a run with guidance_every=1"
+            f"forecast_keys={config.forecast_keys:g} cannot be had with this trace to replay, "
+            f"{replay.num_halved} steps of which ran one guidance branch; give forecast_keys=0, or "
+            "a trace of a run with guidance_every=1"
         )
 
 
