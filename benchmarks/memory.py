@@ -132,8 +132,9 @@ caches by the formula that `ras-dit plan` uses, which the tests hold against rea
 a small pipeline of every family. 1 GB is 10^9 bytes. Not counted: activations, text encoders, the
 autoencoder, and what torch itself takes. Text tokens are the most that the pipeline takes where it
 pads a prompt no further than needed. All in bfloat16; *int8* is `cache_dtype="int8"`: a byte for
-each cached key and value and a 16-bit scale for every row of every head. The last columns are
-weights and caches together as a share of a card with 80 or 24 GB.
+each cached key and value and a 16-bit scale for every row of every head. `forecast_keys` keeps the
+last change of every key and value beside it, which doubles the caches. The last columns are weights
+and caches together as a share of a card with 80 or 24 GB.
 
 ## Pictures
 

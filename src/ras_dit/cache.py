@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from ras_dit.fresh import FreshRows
+from ras_dit.key_clock import KeyClock
 from ras_dit.rules import Storage
-from ras_dit.storage import Buffers, HeldRows, PackedRows, altered
+from ras_dit.storage import Buffers, CachedRows, altered
 from ras_dit.tokens import scatter_rows
 
 # A layer and the number of an attention operation within it.
@@ -44,8 +45,8 @@ class KVCache:
         self.mask = mask
         self.num_rows = key.shape[0]
         self.num_keys = key.shape[token_dim]
-        self._key: HeldRows | PackedRows = HeldRows(key, token_dim)
-        self._value: HeldRows | PackedRows = HeldRows(value, token_dim)
+        self._key = CachedRows(key, token_dim)
+        self._value = CachedRows(value, token_dim)
 
     @property
     def nbytes(self) -> int:
@@ -55,22 +56,48 @@ class KVCache:
     def by_token(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """The whole keys and values as views ``[B, S, H, D]``, which may be written to.
 
-        ``None`` where they are not stored as they are.
+        ``None`` where they are not stored as they are, or attention gets others than are stored.
         """
-        key, value = self._key.whole, self._value.whole
+        key, value = self._key.plain, self._value.plain
         if key is None or value is None:
             return None
         return (key, value) if self.token_dim == 1 else (key.transpose(1, 2), value.transpose(1, 2))
 
     def pack(self, storage: Storage, name: Hashable, buffers: Buffers) -> None:
         """Store keys and values otherwise than by reference, once."""
-        if isinstance(self._key, HeldRows) and isinstance(self._value, HeldRows):
-            self._key = self._key.packed(storage, (name, "key"), buffers)
-            self._value = self._value.packed(storage, (name, "value"), buffers)
+        self._key.pack(storage, (name, "key"), buffers)
+        self._value.pack(storage, (name, "value"), buffers)
 
-    def layouts(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Length and heads of the row numbers that keys and values are merged by."""
-        return self._key.layout.numbering, self._value.layout.numbering
+    def follow(
+        self, before: KVCache | None, storage: Storage, name: Hashable, buffers: Buffers
+    ) -> None:
+        """Forecast keys and values by their change since an earlier call's, which is used up."""
+        key, value = (None, None) if before is None else before.parts
+        self._key.follow(key, storage, (name, "key"), buffers)
+        self._value.follow(value, storage, (name, "value"), buffers)
+
+    def hold(self) -> None:
+        """Forecast no more, and free what that took."""
+        for part in self.parts:
+            part.hold()
+
+    @property
+    def parts(self) -> tuple[CachedRows, CachedRows]:
+        """Keys and values."""
+        return self._key, self._value
+
+    @property
+    def kind(self) -> Hashable:
+        """What :meth:`prepare` depends on."""
+        kinds = [(part.numbering, part.dtype, part.is_forecast) for part in self.parts]
+        return self.num_rows, *kinds
+
+    def prepare(self, fresh: FreshRows) -> None:
+        """Make what keys and values are merged by."""
+        for part in self.parts:
+            fresh.rows(*part.numbering)
+            if part.is_forecast:
+                fresh.weights(*part.numbering, part.dtype)
 
     def cut(self, first: int, count: int) -> KVCache:
         """Those of some rows of the model batch, a view that is written through."""
@@ -110,7 +137,7 @@ class KVCache:
     def merge(
         self, key: torch.Tensor, value: torch.Tensor, fresh: FreshRows
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the fresh rows and return the whole keys and values.
+        """Write the fresh rows; the whole keys and values, forecast where they are not fresh.
 
         Args:
             key: Fresh keys, A + T along the token dimension.
@@ -131,6 +158,8 @@ class BranchCache:
         buffers: Where they are, if they are stored otherwise than by reference.
         length: Rows of the whole sequence, as the first block was given them.
         starts: First image token of each row, int64 ``[B]``, for the order ``"text_around"``.
+        clock: When each token's keys and values were computed, where they are to be forecast.
+        before: Layers of the branch's last call, which a dense call takes the changes since.
         layers: K/V caches by (layer, operation within the layer).
         masks: The different attention masks of the layers, as far as they take space.
         output: Last output of every row, ``[B, L, C]``: the image tokens, or the whole sequence.
@@ -147,8 +176,10 @@ class BranchCache:
     returned: Any = None
     length: int = 0
     starts: torch.Tensor | None = None
-    # Of the layers, once they are all there: the same for most of them.
-    _numberings: set[tuple[int, int, int]] | None = None
+    clock: KeyClock | None = None
+    before: dict[Place, KVCache] | None = None
+    # One of each kind of layers, once they are all there: most are the same.
+    _kinds: list[KVCache] | None = None
     _parts: dict[tuple[int, int], BranchCache] = field(default_factory=dict)
 
     @property
@@ -185,23 +216,30 @@ class BranchCache:
             output = self.output.narrow(0, first, count)
             starts = None if self.starts is None else self.starts.narrow(0, first, count)
             self._parts[first, count] = replace(
-                self, layers=layers, output=output, starts=starts, _numberings=None, _parts={}
+                self, layers=layers, output=output, starts=starts, _kinds=None, _parts={}
             )
         return self._parts[first, count]
 
     def keep(self, place: Place, entry: KVCache) -> None:
         """Keep what a dense step computed."""
         self.layers[place] = entry
-        # A compiled graph hands its tensors on as they are; they are packed behind it.
-        if self.storage.packs and not torch.compiler.is_compiling():
-            entry.pack(self.storage, (self.name, place), self.buffers)
+        # A compiled graph hands its tensors on as they are; they are stored behind it.
+        if not torch.compiler.is_compiling():
+            self._store(place, entry)
+
+    def _store(self, place: Place, entry: KVCache) -> None:
+        where = self.storage, (self.name, place), self.buffers
+        # First: what is packed may take the place of what the change is from.
+        if self.before is not None:
+            entry.follow(self.before.pop(place, None), *where)
+        if self.storage.packs:
+            entry.pack(*where)
 
     def settle(self) -> None:
         """Behind a dense call: store what is not stored yet as it is to be."""
-        if not self.storage.packs:
-            return
         for place, entry in self.layers.items():
-            entry.pack(self.storage, (self.name, place), self.buffers)
+            self._store(place, entry)
+        self.before = None
         if self.storage.static and self.output is not None:
             self.output = self.buffers.keep((self.name, "output"), self.output)
 
@@ -211,12 +249,11 @@ class BranchCache:
             fresh.rows(self.length)
         if self.output is not None:
             fresh.rows(self.output.shape[1])
-        if self._numberings is None:
-            layers = self.layers.values()
-            self._numberings = {(each.num_rows, *one) for each in layers for one in each.layouts()}
-        for rows, length, heads in self._numberings:
-            if rows == fresh.active.shape[0]:
-                fresh.rows(length, heads)
+        if self._kinds is None:
+            self._kinds = list({layer.kind: layer for layer in self.layers.values()}.values())
+        for layer in self._kinds:
+            if layer.num_rows == fresh.active.shape[0]:
+                layer.prepare(fresh)
 
     def shared_mask(self, mask: torch.Tensor | None) -> torch.Tensor | None:
         """A mask, or an equal one of an earlier layer: some models make it anew in every layer."""

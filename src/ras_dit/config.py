@@ -103,6 +103,11 @@ class RASConfig:
             or ``"linear"``, a line through its last two fresh outputs over the noise level. For
             flow matching with the Euler scheduler; with others outputs are held, with a warning.
         forecast_damping: Factor of that line's slope, in (0, 1].
+        forecast_keys: Factor, in [0, 1], with which the cached keys and values of tokens that are
+            left out move on along their last change, over the noise level; 0 holds them (the
+            paper). Takes as much memory again as the caches. Under the same condition.
+        forecast_age: Scheduler steps after a token's refresh over which its output, keys and
+            values are forecast; from then on they are held where they are. ``None`` for no limit.
         solver: ``"stock"``, the scheduler's own steps, or ``"ab2"``, those of the two-step
             Adams-Bashforth method for every token by itself, under the same condition as
             ``forecast``.
@@ -144,6 +149,8 @@ class RASConfig:
     offload_cache: bool = False
     forecast: Forecast = "hold"
     forecast_damping: float = 1.0
+    forecast_keys: float = 0.0
+    forecast_age: int | None = None
     solver: Solver = "stock"
     correction_age: int = 0
     tolerance: float | None = None
@@ -162,6 +169,8 @@ class RASConfig:
         check_choice("forecast", self.forecast, get_args(Forecast))
         check_choice("solver", self.solver, get_args(Solver))
         check_number("forecast_damping", self.forecast_damping, "in (0, 1]", lambda x: 0 < x <= 1)
+        check_number("forecast_keys", self.forecast_keys, "in [0, 1]", lambda x: 0 <= x <= 1)
+        self._check_forecast_age()
         check_int("correction_age", self.correction_age, 0, "0 corrects nothing")
         for name in ("tolerance", "reset_tolerance"):
             if getattr(self, name) is not None:
@@ -197,6 +206,15 @@ class RASConfig:
                 f"warmup_steps={self.warmup_steps}; raise stop_step or lower warmup_steps"
             )
         self._check_schedule()
+
+    def _check_forecast_age(self) -> None:
+        if self.forecast_age is not None:
+            check_int("forecast_age", self.forecast_age, 1, "None means no limit")
+            if self.forecast == "hold" and not self.forecast_keys:
+                raise RASError(
+                    f"forecast_age={self.forecast_age} limits forecasts, and there are none; leave "
+                    'it out, or give forecast="linear" or forecast_keys'
+                )
 
     def _check_schedule(self) -> None:
         schedule = self.schedule
@@ -306,6 +324,7 @@ class RASConfig:
         return LineRules(
             linear=self.forecast == "linear",
             damping=self.forecast_damping,
+            longest=self.forecast_age,
             second_order=self.solver == "ab2",
             correction_age=self.correction_age,
         )

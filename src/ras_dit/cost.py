@@ -164,6 +164,7 @@ def cache_bytes(
     num_text_tokens: int,
     dtype: torch.dtype,
     kv_bytes_per_element: float | None = None,
+    forecasts_keys: bool = False,
 ) -> int:
     """Bytes of all key, value and output caches of a run.
 
@@ -175,6 +176,7 @@ def cache_bytes(
         dtype: The transformer's dtype, in which everything is cached.
         kv_bytes_per_element: Bytes that a cached key or value takes, scales with it; ``None``
             where they are kept in the transformer's dtype. See :func:`packed_bytes`.
+        forecasts_keys: Whether the last change of each key and value is kept beside it.
 
     Raises:
         RASError: If a number is out of range.
@@ -187,6 +189,7 @@ def cache_bytes(
             f"of {str(dtype)[6:]}"
         )
     elements = work.joint_kv * (num_tokens + num_text_tokens) + work.image_kv * num_tokens
+    elements *= 2 if forecasts_keys else 1
     return batch * (math.ceil(elements * each) + work.output * num_tokens * dtype.itemsize)
 
 

@@ -233,11 +233,13 @@ class Engine:
                 "offload_cache does nothing here: the transformer itself runs on the CPU, and the "
                 "caches are in its memory anyway"
             )
-        if config.line_rules.changes_steps and not shape.is_euler:
+        wants_lines = config.line_rules.changes_steps or config.forecast_keys > 0
+        if wants_lines and not shape.has_lines:
             found["forecast"] = (
-                f"forecast={config.forecast!r}, solver={config.solver!r} and correction_age="
-                f"{config.correction_age} do nothing here: outputs are held, and the scheduler's "
-                "own steps are taken; they need pipe.scheduler to be a deterministic "
+                f"forecast={config.forecast!r}, forecast_keys={config.forecast_keys:g}, solver="
+                f"{config.solver!r} and correction_age={config.correction_age} do nothing here: "
+                "outputs are held, keys and values too, and the scheduler's own steps are taken; "
+                "they need pipe.scheduler to be a deterministic "
                 "FlowMatchEulerDiscreteScheduler"
             )
         for kind, message in found.items():

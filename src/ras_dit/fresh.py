@@ -23,6 +23,9 @@ class FreshRows:
             images of their own where it is not given.
         starts: First image token of each row, int64 ``[B]``, for the order ``"text_around"``.
         keeps_text: Whether no text row is computed, so that T below is 0.
+        ahead: How far keys and values of each token are to be moved along their last change, and
+            last those of the text, float32 ``[B, N + 1]``; 0 where they are fresh. ``None`` where
+            they are held.
         keep: Copies row numbers to where they are to lie, by name; ``None`` leaves them.
     """
 
@@ -35,6 +38,7 @@ class FreshRows:
         starts: torch.Tensor | None = None,
         *,
         keeps_text: bool = False,
+        ahead: torch.Tensor | None = None,
         keep: Callable[[Hashable, torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.active = active
@@ -43,10 +47,12 @@ class FreshRows:
         self.images = images or active.shape[0]
         self.starts = starts
         self.keeps_text = keeps_text
+        self._ahead = ahead
         self._keep = keep or _as_it_is
         self._parts: dict[tuple[int, int], FreshRows] = {}
         self._positions: dict[int, torch.Tensor] = {}
         self._rows: dict[tuple[int, int], torch.Tensor] = {}
+        self._weights: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
 
     def count(self, length: int) -> int:
         """How many rows of a whole sequence of that length are fresh."""
@@ -91,6 +97,7 @@ class FreshRows:
                 images,
                 starts,
                 keeps_text=self.keeps_text,
+                ahead=None if self._ahead is None else self._ahead[rows],
                 keep=lambda name, value: self._keep((key, name), value),
             )
         return self._parts[key]
@@ -115,20 +122,30 @@ class FreshRows:
             self._rows[key] = self._keep(("rows", *key), rows.flatten())
         return self._rows[key]
 
+    def weights(self, length: int, heads: int, dtype: torch.dtype) -> torch.Tensor:
+        """Weight of each row's last change, ``[B * heads * length, 1]``, rows as in :meth:`rows`.
+
+        Only where ``ahead`` is given.
+        """
+        key = length, heads, dtype
+        if key not in self._weights:
+            assert self._ahead is not None
+            batch = self.active.shape[0]
+            image, text = self._ahead[:, :-1], self._ahead[:, -1:]
+            tokens = torch.arange(self.num_tokens, device=image.device).expand(batch, -1)
+            places = self._placed(tokens, length - self.num_tokens)
+            by_row = text.repeat(1, length).scatter_(1, places, image).to(dtype)
+            weights = by_row.unsqueeze(1).expand(-1, heads, -1).reshape(-1, 1)
+            self._weights[key] = self._keep(("weights", *key), weights)
+        return self._weights[key]
+
     def take(self, whole: torch.Tensor) -> torch.Tensor:
         """The fresh rows ``[B, A + T, ...]`` of a whole sequence ``[B, N + T, ...]``, a copy."""
         return gather_rows(whole, self.rows(whole.shape[1]))
 
     def _joined(self, num_text: int) -> torch.Tensor:
-        if num_text == 0:
-            return self.active
-        active = self.active
-        if self.order == "text_first":
-            active = active + num_text
-        elif self.order == "text_around":
-            assert self.starts is not None
-            active = active + self.starts.unsqueeze(1)
-        if self.keeps_text:
+        active = self._placed(self.active, num_text)
+        if num_text == 0 or self.keeps_text:
             return active
         text = torch.arange(num_text, device=active.device).expand(active.shape[0], -1)
         if self.order == "image_first":
@@ -137,6 +154,15 @@ class FreshRows:
             assert self.starts is not None
             text = torch.where(text < self.starts.unsqueeze(1), text, text + self.num_tokens)
         return torch.cat([text, active], dim=1)
+
+    def _placed(self, tokens: torch.Tensor, num_text: int) -> torch.Tensor:
+        """Image tokens by their places in a sequence with so many text rows."""
+        if num_text and self.order == "text_first":
+            return tokens + num_text
+        if num_text and self.order == "text_around":
+            assert self.starts is not None
+            return tokens + self.starts.unsqueeze(1)
+        return tokens
 
 
 def _as_it_is(_name: Hashable, value: torch.Tensor) -> torch.Tensor:

@@ -81,7 +81,8 @@ class Lines:
         moved = fresh_value - self._value
         line_error = moved
         if self._slope is not None and self._rules.linear:
-            line_error = moved - self._slope * self._pixels.spread(gap * self._rules.damping)
+            followed = self._reached(step) - self._since
+            line_error = moved - self._slope * self._pixels.spread(followed * self._rules.damping)
         self._learn(line_error, gap, fresh)
         spread_fresh = None if fresh is None else self._pixels.spread(fresh)
         sample = self._corrected(sample, fresh_value, gap, fresh, spread_fresh)
@@ -116,6 +117,14 @@ class Lines:
         assert self._value is not None
         size = self._value.square().flatten(1).mean(1, keepdim=True).sqrt_()
         return self.predicted_errors(step) / size
+
+    def _reached(self, step: int) -> torch.Tensor:
+        """Up to when each line is followed at the beginning of a step, ``[B, N]`` or ``[]``."""
+        longest = self._rules.longest
+        if longest is None:
+            return self._times[step]
+        ages = self._age.clamp(max=longest)
+        return self._times[(step - self._age + ages).long()]
 
     def _learn(
         self, line_error: torch.Tensor, gap: torch.Tensor, fresh: torch.Tensor | None
@@ -183,8 +192,12 @@ class Lines:
                     effective = torch.addcmul(self._value, self._slope, middle)
             else:
                 line = rules.damping if rules.linear else 0.0
-                age = self._times[step] - self._since
-                along = torch.where(fresh, middle, (age + middle) * line)
+                followed = self._reached(step) - self._since
+                if rules.longest is None:
+                    followed = followed + middle
+                else:
+                    followed = torch.where(self._age < rules.longest, followed + middle, followed)
+                along = torch.where(fresh, middle, followed * line)
                 effective = torch.addcmul(self._value, self._slope, self._pixels.spread(along))
         if rules.correction_age:
             distance = effective * length

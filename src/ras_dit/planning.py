@@ -218,7 +218,13 @@ def _planned_caches(
                 f"caches in {config.cache_dtype} have a scale for every head; give head_width"
             )
         packed = packed_bytes(head_width)
-    return cache_bytes(work, dtype=dtype, kv_bytes_per_element=packed, **shape)
+    return cache_bytes(
+        work,
+        dtype=dtype,
+        kv_bytes_per_element=packed,
+        forecasts_keys=config.forecast_keys > 0,
+        **shape,
+    )
 
 
 def _in_bytes(size: float) -> str:

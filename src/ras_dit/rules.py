@@ -18,12 +18,14 @@ class LineRules:
         damping: Factor of the slope for them, in (0, 1].
         second_order: Whether steps are those of the two-step Adams-Bashforth method.
         correction_age: Steps up to which a refreshed token's long step is corrected; 0 for never.
+        longest: Steps after a refresh over which a line is followed; ``None`` for no limit.
     """
 
     linear: bool = False
     damping: float = 1.0
     second_order: bool = False
     correction_age: int = 0
+    longest: int | None = None
 
     @property
     def changes_steps(self) -> bool:

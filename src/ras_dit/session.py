@@ -7,6 +7,7 @@ called and what the scheduler is about to get; it answers what to compute, and w
 from __future__ import annotations
 
 import functools
+import itertools
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from ras_dit.config import RASConfig
 from ras_dit.errors import RASError
 from ras_dit.fresh import FreshRows
 from ras_dit.guidance import CallIdentity, Guidance, Half
+from ras_dit.key_clock import KeyClock
 from ras_dit.multirate import Lines
 from ras_dit.recording import Recording
 from ras_dit.rules import LineRules
@@ -50,6 +52,11 @@ class RunShape:
     sigmas: torch.Tensor | None
     latents: torch.Size | None = None
     is_euler: bool = False
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether outputs, keys and values can be put on lines over the noise level."""
+        return self.is_euler and self.sigmas is not None
 
     @property
     def grid(self) -> TokenGrid:
@@ -139,6 +146,7 @@ class Session:
         )
         self._sort = sort
         self._lines: Lines | None = None
+        self._times: torch.Tensor | None = None
         self._index = 0
         self._branches: dict[tuple[int, int], BranchCache] = {}
         self._calls: list[Call] = []
@@ -227,7 +235,7 @@ class Session:
         layout = self.shape.layout
         repeats = not self._outgrown and self._may_skip_next()
         identity = branch, signature, batch
-        fills = not self._outgrown and self._sparse_follows()
+        fills = not self._outgrown and self._sparse_follows(within=2 if self._moves_keys else 1)
         may_halve = usable if plan.kind == "sparse" else not (fills or self._outgrown)
         if plan.halves_guidance and divisible and may_halve:
             spared = self._begin_spared(identity, plan, starts, repeats=repeats)
@@ -239,12 +247,14 @@ class Session:
             self._calls.append(Call(batch, plan.num_active))
             if plan.num_active == 0:
                 return TransformerCall(cache, layout.num_image, False, is_skipped=True)
-            fresh = self._fresh_rows(branch, batch, starts)
+            fresh = self._fresh_rows(branch, batch, starts, cache.clock)
             return TransformerCall(
                 cache, layout.num_image, False, fresh, is_repeated=repeats, finish=finish
             )
-        self._branches.pop(branch, None)
+        before = self._branches.pop(branch, None)
         cache = BranchCache(signature, self._storage, branch, self._buffers, starts=starts)
+        if fills and self._moves_keys:
+            self._start_clock(cache, before)
         if fills or repeats:
             self._branches[branch] = cache
         self._calls.append(Call(batch, layout.grid.num_tokens))
@@ -285,15 +295,35 @@ class Session:
         fresh, used = None, cache
         if is_sparse:
             first_rows = None if starts is None else half.take(starts, lists=False)
-            fresh = self._fresh_rows(branch, half.count, first_rows)
+            fresh = self._fresh_rows(branch, half.count, first_rows, None)
             used = cache.cut(half.first, half.count, by_operation=self.guidance.by_operation)
         finish = functools.partial(self.guidance.completed, half, cache, is_repeated=repeats)
         return TransformerCall(used, num_image, False, fresh, half=half, finish=finish)
 
-    def _sparse_follows(self) -> bool:
-        """Whether the next step that is not skipped is a sparse one."""
+    def _sparse_follows(self, *, within: int = 1) -> bool:
+        """Whether one of the next steps that are not skipped is a sparse one."""
         kinds = (plan.kind for plan in self.plans[self._index + 1 :] if plan.num_active)
-        return next(kinds, "dense") == "sparse"
+        return "sparse" in itertools.islice(kinds, within)
+
+    @property
+    def _moves_keys(self) -> bool:
+        return self.config.forecast_keys > 0 and self.shape.has_lines
+
+    def _start_clock(self, cache: BranchCache, before: BranchCache | None) -> None:
+        """Forecast the keys of a dense call, whose changes are since the branch's last ones."""
+        if before is None or not before.filled or before.signature != cache.signature:
+            before = None
+        cache.clock = KeyClock(
+            self.config.forecast_keys,
+            self.config.forecast_age,
+            self._index,
+            None if before is None else before.clock,
+        )
+        if before is not None:
+            for layer in before.layers.values():
+                layer.hold()
+        if self._sparse_follows():
+            cache.before = {} if before is None else before.layers
 
     def _may_skip_next(self) -> bool:
         """Whether the next step may do without the transformer."""
@@ -395,14 +425,15 @@ class Session:
 
     @property
     def _wants_lines(self) -> bool:
-        is_changed = self.shape.is_euler and self.config.line_rules.changes_steps
+        is_changed = self.shape.has_lines and self.config.line_rules.changes_steps
         return is_changed or self.config.metric == "innovation" or self.config.is_data_driven
 
     def _new_lines(self, noise_pred: torch.Tensor) -> Lines:
         """Over the scheduler's noise levels, or, where it has no Euler steps, over step numbers."""
         shape = self.shape
-        if shape.is_euler and shape.sigmas is not None:
-            rules, times = self.config.line_rules, shape.sigmas
+        if shape.has_lines:
+            assert shape.sigmas is not None
+            rules, times = self.config.line_rules, shape.sigmas.to(noise_pred.device)
         else:
             rules = LineRules()
             times = torch.arange(len(self.plans) + 1, device=noise_pred.device)
@@ -429,7 +460,7 @@ class Session:
         self._fresh_by_batch.clear()
         self._chooser.forget()
         self.guidance.forget()
-        self._active = self._given = self._lines = None
+        self._active = self._given = self._lines = self._times = None
 
     def trace(self) -> Trace:
         """The record as a :class:`Trace`; reads the noise levels from their device."""
@@ -465,26 +496,41 @@ class Session:
         return Recording(self.trace(), noise_preds, samples)
 
     def _fresh_rows(
-        self, branch: tuple[int, int], batch: int, starts: torch.Tensor | None
+        self,
+        branch: tuple[int, int],
+        batch: int,
+        starts: torch.Tensor | None,
+        clock: KeyClock | None,
     ) -> FreshRows:
         """The active set repeated over the guidance branches of one batch."""
-        if starts is None and batch in self._fresh_by_batch:
+        is_shared = starts is None and clock is None
+        if is_shared and batch in self._fresh_by_batch:
             return self._fresh_by_batch[batch]
         assert self._active is not None
         layout = self.shape.layout
         active = self._active.repeat(batch // self._images, 1)
         if layout.offset:
             active = active + layout.offset
+        keeps_text = self.config.text == "keep"
+        ahead = None
+        if clock is not None:
+            assert self.shape.sigmas is not None
+            if self._times is None:
+                self._times = self.shape.sigmas.to(active.device, torch.float32)
+            ahead = clock.advance(
+                self._times, self._index, active, layout.num_image, keeps_text=keeps_text
+            )
         fresh = FreshRows(
             active,
             layout.num_image,
             self._order,
             self._images,
             starts,
-            keeps_text=self.config.text == "keep",
+            keeps_text=keeps_text,
+            ahead=ahead,
             keep=functools.partial(self._keep_rows, branch) if self._storage.static else None,
         )
-        if starts is None:
+        if is_shared:
             self._fresh_by_batch[batch] = fresh
         return fresh
 

@@ -91,10 +91,10 @@ class RowLayout:
         by_row = flat.view(self.shape)
         return by_row.transpose(1, 2) if self.swap else by_row
 
-    def updates(self, tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Fresh keys or values as rows."""
+    def rows_of(self, tensor: torch.Tensor, count: int) -> torch.Tensor:
+        """Keys or values of another length or layout as so many rows."""
         by_row = tensor.transpose(1, 2) if self.swap else tensor
-        return by_row.reshape(rows.shape[0], -1)
+        return by_row.reshape(count, -1)
 
     def cut(self, first: int, count: int) -> tuple[RowLayout, slice]:
         """The layout of some samples ``[first, first + count)``, and where their rows are."""
@@ -107,47 +107,43 @@ class RowLayout:
         """Length of a sequence and heads of its row numbers."""
         return self.num_keys, self.heads
 
-    def rows(self, fresh: FreshRows) -> torch.Tensor:
-        """Row numbers of what is fresh."""
-        return fresh.rows(*self.numbering)
-
 
 class HeldRows:
-    """Keys or values kept by reference: nothing is copied in a dense step."""
+    """Rows kept by reference: nothing is copied in a dense step."""
 
-    def __init__(self, tensor: torch.Tensor, token_dim: int) -> None:
-        self.layout = RowLayout(tensor, token_dim)
-        self.whole = tensor if self.layout.contiguous else tensor.contiguous()
-        self._flat = self.layout.flat(self.whole)
+    def __init__(self, flat: torch.Tensor) -> None:
+        self._flat = flat
+        self.dtype = flat.dtype
+
+    @property
+    def plain(self) -> torch.Tensor | None:
+        """All rows as they lie beside the model; ``None`` where they do not."""
+        return self._flat
 
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return self.whole.nbytes
+        return self._flat.nbytes
 
-    def merge(self, updates: torch.Tensor, fresh: FreshRows) -> torch.Tensor:
-        """Write fresh rows and return the whole tensor."""
-        rows = self.layout.rows(fresh)
-        self._flat.index_copy_(0, rows, self.layout.updates(updates, rows))
-        return self.whole
+    def read(self, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """The given rows, a copy, or all."""
+        return self._flat if rows is None else self._flat.index_select(0, rows)
 
-    def cut(self, first: int, count: int) -> HeldRows:
-        """Those of some samples, a view that is written through."""
-        layout, rows = self.layout.cut(first, count)
-        whole = self.whole.narrow(0, first, count)
-        return altered(self, layout=layout, whole=whole, _flat=self._flat[rows])
+    def write(self, rows: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """Write the given rows and return all."""
+        return self._flat.index_copy_(0, rows, new)
 
-    def packed(self, storage: Storage, key: Hashable, buffers: Buffers) -> PackedRows:
-        """The same rows, stored otherwise."""
-        return PackedRows(self.layout, self._flat, storage, key, buffers)
+    def cut(self, rows: slice) -> HeldRows:
+        """Some of the rows, a view that is written through."""
+        return HeldRows(self._flat[rows])
 
 
 class PackedRows:
-    """Keys or values copied into storage: at fixed addresses, in eight bits, or on the CPU.
+    """Rows copied into storage: at fixed addresses, in eight bits, or on the CPU.
 
     Args:
-        layout: How the tensor is seen as rows.
-        flat: Its rows.
+        flat: The rows.
+        head_width: Elements of a row that have a scale of their own.
         storage: How they are stored.
         key: Their name among the buffers.
         buffers: Where they are.
@@ -155,15 +151,15 @@ class PackedRows:
 
     def __init__(
         self,
-        layout: RowLayout,
         flat: torch.Tensor,
+        head_width: int,
         storage: Storage,
         key: Hashable,
         buffers: Buffers,
     ) -> None:
-        self.layout = layout
+        self._head_width = head_width
         self._storage = storage
-        self._dtype = flat.dtype
+        self.dtype = flat.dtype
         self._device = flat.device
         self._parts = tuple(
             buffers.keep((key, number), part, offload=storage.offload)
@@ -171,21 +167,23 @@ class PackedRows:
         )
 
     @property
-    def whole(self) -> torch.Tensor | None:
-        """The whole tensor, where it lies beside the model as it is."""
-        if self._storage.dtype != "model" or self._storage.offload:
-            return None
-        return self.layout.whole(self._parts[0])
+    def plain(self) -> torch.Tensor | None:
+        """All rows as they lie beside the model; ``None`` where they do not."""
+        is_plain = self._storage.dtype == "model" and not self._storage.offload
+        return self._parts[0] if is_plain else None
 
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
         return sum(part.nbytes for part in self._parts)
 
-    def merge(self, updates: torch.Tensor, fresh: FreshRows) -> torch.Tensor:
-        """Write fresh rows and return the whole tensor, in which fresh rows are exact."""
-        rows = self.layout.rows(fresh)
-        new = self.layout.updates(updates, rows)
+    def read(self, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """The given rows, a copy, or all, beside the model and in its dtype."""
+        parts = [part.to(self._device, non_blocking=True) for part in self._parts]
+        return self._decode(parts if rows is None else [p.index_select(0, rows) for p in parts])
+
+    def write(self, rows: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+        """Write the given rows and return all, in which those are exact."""
         parts = [part.to(self._device, non_blocking=True) for part in self._parts]
         flat = self._decode(parts)
         for part, value in zip(parts, self._encode(new), strict=True):
@@ -195,23 +193,118 @@ class PackedRows:
         for stored, part in zip(self._parts, parts, strict=True):
             if stored is not part:
                 stored.copy_(part, non_blocking=True)
-        return self.layout.whole(flat)
+        return flat
 
-    def cut(self, first: int, count: int) -> PackedRows:
-        """Those of some samples, a view that is written through."""
-        layout, rows = self.layout.cut(first, count)
-        return altered(self, layout=layout, _parts=tuple(stored[rows] for stored in self._parts))
+    def cut(self, rows: slice) -> PackedRows:
+        """Some of the rows, a view that is written through."""
+        return altered(self, _parts=tuple(stored[rows] for stored in self._parts))
 
     def _encode(self, flat: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if self._storage.dtype == "model":
             return (flat,)
-        return encode(flat, self.layout.head_width, self._storage.dtype)
+        return encode(flat, self._head_width, self._storage.dtype)
 
     def _decode(self, parts: list[torch.Tensor]) -> torch.Tensor:
         if self._storage.dtype == "model":
             return parts[0]
         codes, scales = parts
-        return decode(codes, scales, self._dtype, self._storage.dtype)
+        return decode(codes, scales, self.dtype, self._storage.dtype)
+
+
+class CachedRows:
+    """Keys or values of one operation, and, where they are forecast, how each row changed last.
+
+    Args:
+        tensor: Of the whole sequence, ``[B, H, S, D]`` or ``[B, S, H, D]``.
+        token_dim: The dimension of S.
+    """
+
+    def __init__(self, tensor: torch.Tensor, token_dim: int) -> None:
+        self._layout = RowLayout(tensor, token_dim)
+        kept = tensor if self._layout.contiguous else tensor.contiguous()
+        self._last: HeldRows | PackedRows = HeldRows(self._layout.flat(kept))
+        self._change: HeldRows | PackedRows | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self._last.nbytes + (0 if self._change is None else self._change.nbytes)
+
+    @property
+    def numbering(self) -> tuple[int, int]:
+        """Length of the sequence and heads of its row numbers."""
+        return self._layout.numbering
+
+    @property
+    def is_forecast(self) -> bool:
+        """Whether rows move along their last change."""
+        return self._change is not None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What they are attended to in."""
+        return self._last.dtype
+
+    @property
+    def plain(self) -> torch.Tensor | None:
+        """The whole tensor, where what is stored is what attention gets."""
+        flat = None if self.is_forecast else self._last.plain
+        return None if flat is None else self._layout.whole(flat)
+
+    def pack(self, storage: Storage, key: Hashable, buffers: Buffers) -> None:
+        """Store the rows otherwise than by reference, once."""
+        if isinstance(self._last, HeldRows):
+            self._last = self._stored(self._last.read(), storage, (key, "last"), buffers)
+
+    def follow(
+        self, before: CachedRows | None, storage: Storage, key: Hashable, buffers: Buffers
+    ) -> None:
+        """Forecast from here on: with the change since other rows, or from none at all, once.
+
+        Those others are used up: their memory takes the change.
+        """
+        if self._change is not None:
+            return
+        new = self._last.read()
+        if before is None:
+            change = torch.zeros_like(new)
+        else:
+            old = self._layout.rows_of(before.whole, new.shape[0])
+            change = torch.sub(new, old, out=old)
+        self._change = self._stored(change, storage, (key, "change"), buffers)
+
+    def hold(self) -> None:
+        """Forecast no more, and free what that took."""
+        self._change = None
+
+    @property
+    def whole(self) -> torch.Tensor:
+        """The last rows as one tensor."""
+        return self._layout.whole(self._last.read())
+
+    def merge(self, updates: torch.Tensor, fresh: FreshRows) -> torch.Tensor:
+        """Write fresh rows; all rows, those that are not fresh where they are expected to be."""
+        rows = fresh.rows(*self.numbering)
+        new = self._layout.rows_of(updates, rows.shape[0])
+        if self._change is None:
+            return self._layout.whole(self._last.write(rows, new))
+        change = self._change.write(rows, new - self._last.read(rows))
+        last = self._last.write(rows, new)
+        weights = fresh.weights(*self.numbering, last.dtype)
+        return self._layout.whole(torch.addcmul(last, change, weights))
+
+    def cut(self, first: int, count: int) -> CachedRows:
+        """Those of some samples, a view that is written through; for rows that are held."""
+        assert self._change is None
+        layout, rows = self._layout.cut(first, count)
+        return altered(self, _layout=layout, _last=self._last.cut(rows))
+
+    def _stored(
+        self, flat: torch.Tensor, storage: Storage, key: Hashable, buffers: Buffers
+    ) -> HeldRows | PackedRows:
+        if storage.packs:
+            return PackedRows(flat, self._layout.head_width, storage, key, buffers)
+        return HeldRows(flat)
 
 
 def encode(

@@ -106,7 +106,9 @@ def verify(
     """
     chosen = _CHECKED if config is None else RASConfig.load(config)
     # What is checked is what the transformer computes; the reference holds outputs.
-    chosen = chosen.replace(forecast="hold", solver="stock", correction_age=0)
+    chosen = chosen.replace(
+        forecast="hold", forecast_keys=0.0, forecast_age=None, solver="stock", correction_age=0
+    )
     call = {**_DEFAULTS, **call}
     with torch.no_grad(), torch.random.fork_rng():
         with enable(pipe, sample_ratio=1.0, description=description) as handle:
