@@ -281,11 +281,21 @@ def test_plans_and_runs_count_the_further_cache(factor: float) -> None:
         ({"forecast_keys": True}, "forecast_keys"),
         ({"forecast_keys": 1.0, "forecast_age": 0}, "forecast_age"),
         ({"forecast_age": 2}, "forecast_age=2 limits forecasts, and there are none"),
+        ({"forecast_keys": 1.0, "guidance_every": 2}, "give forecast_keys=0 .* guidance_every=1"),
     ],
 )
 def test_wrong_values_are_refused(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(ras_dit.RASError, match=named):
         ras_dit.RASConfig(**fields)
+
+
+def test_halved_steps_of_a_trace_are_not_replayed() -> None:
+    pipe = sd3_pipeline(layers=1)
+    _, trace = run_sparse(pipe, sd3(1), guidance_every=2)
+    assert trace.num_halved
+    with pytest.raises(ras_dit.RASError, match="give forecast_keys=0"):
+        ras_dit.enable(pipe, **MOVING, replay=trace)
+    run(pipe, sd3(1))  # nothing is patched
 
 
 def test_settings_stay_with_a_configuration() -> None:

@@ -19,7 +19,10 @@ from ras_dit.config_files import presets
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "ras_dit"
-ENGINE = {"attention", "cache", "engine", "guidance", "observe", "patch", "session"}
+ENGINE = {
+    *("attention", "cache", "calls", "engine", "guidance", "key_clock", "observe", "patch"),
+    *("recorder", "replay", "session"),
+}
 FRONT = {
     *("cli", "console", "options"),
     *("diagnosis", "evaluation", "generate", "loading", "outline", "report", "study", "tuning"),
@@ -80,18 +83,22 @@ LAYERS = layers()
         ("embedded", set()),
         ("cost", {"adapters", "errors", "schedule", "trace"}),
         ("recording", {"errors", "selection", "tokens", "trace"}),
+        ("calls", {"cache", "fresh", "guidance", "tokens"}),
+        ("replay", {"calls", "errors", "schedule", "trace"}),
+        ("recorder", {"calls", "recording", "schedule", "trace"}),
         (
             "session",
             {
                 "cache",
+                "calls",
                 "chooser",
                 "config",
-                "errors",
                 "fresh",
                 "guidance",
                 "key_clock",
                 "multirate",
-                "recording",
+                "recorder",
+                "replay",
                 "rules",
                 "schedule",
                 "storage",
@@ -126,7 +133,7 @@ def test_the_reference_shares_no_code_with_the_engine() -> None:
 
 
 def test_the_maths_needs_only_torch() -> None:
-    for name in ("selection", "tokens", "fresh", "storage", "cache", "multirate"):
+    for name in ("selection", "tokens", "fresh", "storage", "key_clock", "cache", "multirate"):
         tree = ast.parse((SOURCE / f"{name}.py").read_text("utf-8"))
         roots = {
             (node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name)

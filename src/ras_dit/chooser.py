@@ -88,6 +88,24 @@ class Chooser:
             self._in_a_row = count_drops(self._in_a_row, active, "since_refresh")
         return active
 
+    def count(self, errors: torch.Tensor, planned: int) -> int:
+        """As many active tokens as the expected errors ask for; reads two numbers back.
+
+        Args:
+            errors: As shares of the output's root mean square, ``[B, N]``.
+            planned: Active tokens that the plan has for the step.
+        """
+        config = self._config
+        too_wrong = errors > (config.tolerance or float("inf"))
+        neediest = torch.stack([too_wrong.sum(1).max(), errors.square().mean(1).max().sqrt()])
+        count, overall = neediest.tolist()
+        if config.reset_tolerance is not None and overall > config.reset_tolerance:
+            return self._num_tokens
+        if config.tolerance is None:
+            return planned
+        levels = (0, -(-planned // 2), planned, self._num_tokens)
+        return next(level for level in levels if level >= count)
+
     def refreshed(self) -> None:
         """A dense step was made."""
         if self._config.starvation == "since_refresh":

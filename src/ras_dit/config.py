@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from ras_dit.config_files import read_fields
-from ras_dit.errors import RASError, RASWarning
-from ras_dit.public_code import PUBLIC_STARVATION_SCALE, PublicCode
+from ras_dit.errors import RASError
+from ras_dit.public_code import PUBLIC_STARVATION_SCALE, PublicCode, check_public_knobs
 from ras_dit.rules import CacheDtype, LineRules, Storage
 from ras_dit.validation import (
     ResetSteps,
@@ -19,6 +18,7 @@ from ras_dit.validation import (
     check_flag,
     check_int,
     check_number,
+    checked_ratios,
     checked_resets,
 )
 
@@ -105,7 +105,8 @@ class RASConfig:
         forecast_damping: Factor of that line's slope, in (0, 1].
         forecast_keys: Factor, in [0, 1], with which the cached keys and values of tokens that are
             left out move on along their last change, over the noise level; 0 holds them (the
-            paper). Takes as much memory again as the caches. Under the same condition.
+            paper). Takes as much memory again as the caches. Under the same condition, and not
+            with ``guidance_every``.
         forecast_age: Scheduler steps after a token's refresh over which its output, keys and
             values are forecast; from then on they are held where they are. ``None`` for no limit.
         solver: ``"stock"``, the scheduler's own steps, or ``"ab2"``, those of the two-step
@@ -169,8 +170,6 @@ class RASConfig:
         check_choice("forecast", self.forecast, get_args(Forecast))
         check_choice("solver", self.solver, get_args(Solver))
         check_number("forecast_damping", self.forecast_damping, "in (0, 1]", lambda x: 0 < x <= 1)
-        check_number("forecast_keys", self.forecast_keys, "in [0, 1]", lambda x: 0 <= x <= 1)
-        self._check_forecast_age()
         check_int("correction_age", self.correction_age, 0, "0 corrects nothing")
         for name in ("tolerance", "reset_tolerance"):
             if getattr(self, name) is not None:
@@ -205,9 +204,11 @@ class RASConfig:
                 f"stop_step={self.stop_step} leaves no sparse step after "
                 f"warmup_steps={self.warmup_steps}; raise stop_step or lower warmup_steps"
             )
+        self._check_forecasts()
         self._check_schedule()
 
-    def _check_forecast_age(self) -> None:
+    def _check_forecasts(self) -> None:
+        check_number("forecast_keys", self.forecast_keys, "in [0, 1]", lambda x: 0 <= x <= 1)
         if self.forecast_age is not None:
             check_int("forecast_age", self.forecast_age, 1, "None means no limit")
             if self.forecast == "hold" and not self.forecast_keys:
@@ -215,6 +216,12 @@ class RASConfig:
                     f"forecast_age={self.forecast_age} limits forecasts, and there are none; leave "
                     'it out, or give forecast="linear" or forecast_keys'
                 )
+        if self.forecast_keys and self.guidance_every > 1:
+            raise RASError(
+                f"forecast_keys={self.forecast_keys:g} cannot be had with guidance_every="
+                f"{self.guidance_every}: keys of the branch that does not run have no last change; "
+                "give forecast_keys=0 (forecast may stay) or guidance_every=1"
+            )
 
     def _check_schedule(self) -> None:
         schedule = self.schedule
@@ -242,23 +249,8 @@ class RASConfig:
         elif not isinstance(schedule, str) and not callable(schedule):
             self._check_ratios(schedule)
 
-    def _check_ratios(self, ratios: object) -> None:
-        if not isinstance(ratios, Sequence) or not ratios:
-            raise RASError(
-                f'schedule={ratios!r}; expected "constant", "linear", a ratio per step or a '
-                "callable"
-            )
-        for index, ratio in enumerate(ratios):
-            check_number(
-                f"schedule[{index}]",
-                ratio,
-                "in [0, 1]",
-                lambda x: 0 <= x <= 1,
-            )
-        if ratios[0] != 1:
-            raise RASError(
-                f"schedule[0]={ratios[0]}; expected 1.0, because the caches need one dense step"
-            )
+    def _check_ratios(self, schedule: object) -> None:
+        ratios = checked_ratios(schedule)
         given = (self.warmup_steps, self.stop_step, self.reset_steps)
         if given != (None, None, "auto"):
             raise RASError(
@@ -272,7 +264,7 @@ class RASConfig:
                 f"sample_ratio={self.sample_ratio} cannot be met: schedule={list(ratios)} has "
                 f"mean {mean:g} over its sparse steps; leave sample_ratio out"
             )
-        object.__setattr__(self, "schedule", tuple(float(ratio) for ratio in ratios))
+        object.__setattr__(self, "schedule", ratios)
         object.__setattr__(self, "sample_ratio", mean)
 
     @property
@@ -382,15 +374,7 @@ class RASConfig:
         Raises:
             RASError: If a knob is out of the range in which that code works.
         """
-        if starvation_scale != PUBLIC_STARVATION_SCALE:
-            warnings.warn(
-                f"starvation_scale={starvation_scale} has no effect: the public code reads this "
-                f"option and never uses it, so {PUBLIC_STARVATION_SCALE} is in force",
-                RASWarning,
-                stacklevel=2,
-            )
-        if metric not in ("std", "l2norm"):
-            raise RASError(f"metric={metric!r}; the public code knows std and l2norm")
+        check_public_knobs(metric, starvation_scale)
         return cls(
             sample_ratio=sample_ratio,
             warmup_steps=scheduler_start_step,
@@ -441,15 +425,15 @@ class RASConfig:
         Raises:
             RASError: If the metric is a callable, which files cannot hold.
         """
-        if callable(self.metric):
-            raise RASError(
-                f"metric={self.metric!r} is a callable and cannot be written to a file; "
-                f"use one of {', '.join(METRICS)} or keep this configuration in code"
-            )
-        if callable(self.schedule):
-            raise RASError(
-                f"schedule={self.schedule!r} is a callable and cannot be written to a file; "
-                "give one ratio per step or keep this configuration in code"
-            )
+        cures = {
+            "metric": f"use one of {', '.join(METRICS)}",
+            "schedule": "give one ratio per step",
+        }
+        for name, cure in cures.items():
+            if callable(getattr(self, name)):
+                raise RASError(
+                    f"{name}={getattr(self, name)!r} is a callable and cannot be written to a file; "
+                    f"{cure} or keep this configuration in code"
+                )
         data = dataclasses.asdict(self)
         return {key: list(v) if isinstance(v, tuple) else v for key, v in data.items()}

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ras_dit.adapters import TransformerDescription
+from ras_dit.calls import RunShape, TransformerCall
 from ras_dit.checks import check_unhooked
 from ras_dit.config import RASConfig
 from ras_dit.entrance import uncompiled
@@ -23,8 +24,9 @@ from ras_dit.errors import RASError, RASWarning
 from ras_dit.guidance import Guidance
 from ras_dit.hooks import TransformerHooks
 from ras_dit.observe import observe, observers, unobserve
+from ras_dit.recorder import Recorder
 from ras_dit.recording import Recording
-from ras_dit.session import RunShape, Session, TransformerCall
+from ras_dit.session import Session
 from ras_dit.signature import CallSignature
 from ras_dit.storage import Buffers
 from ras_dit.tokens import TokenSort
@@ -60,7 +62,7 @@ class Engine:
         self._session: Session | None = None
         self._armed_by: Any = None
         self._pipe: Any = None
-        self._finished: Session | None = None
+        self._finished: Recorder | None = None
         self._trace: Trace | None = None
         self._recording: Recording | None = None
         self._warned: set[str] = set()
@@ -102,8 +104,8 @@ class Engine:
     def _collect(self) -> None:
         """Read a finished run from its device, once somebody asks."""
         if self._finished is not None:
-            session, self._finished = self._finished, None
-            self._trace, self._recording = session.trace(), session.recording()
+            recorder, self._finished = self._finished, None
+            self._trace, self._recording = recorder.trace(), recorder.recording()
 
     def detach(self) -> None:
         """Remove every hook and give everything its own class and processor back."""
@@ -311,7 +313,7 @@ class Engine:
         failed = failed or getattr(self._pipe, "interrupt", False)
         if not failed and self._session is not None and self._session.begun:
             # Some pipelines make fewer steps than their scheduler has.
-            self._finished = self._session
+            self._finished = self._session.recorder
         self.drop()
         self._pipe = None
 
@@ -340,7 +342,7 @@ class Engine:
         if session.is_past_first:
             self._warn_of_guidance(session)
         if finished:
-            self._finished = session
+            self._finished = session.recorder
             self.drop()
         return handed_on
 

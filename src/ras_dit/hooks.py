@@ -19,12 +19,12 @@ from torch.utils.hooks import RemovableHandle
 
 from ras_dit.adapters import TokenArgument, TransformerDescription
 from ras_dit.attention import AttentionLayer
+from ras_dit.calls import TransformerCall
 from ras_dit.checks import block_parameters, submodule
 from ras_dit.entrance import Entrance, Skipped, uncompiled
 from ras_dit.errors import UnsupportedError
 from ras_dit.fresh import FreshRows
 from ras_dit.guidance import Half
-from ras_dit.session import TransformerCall
 from ras_dit.tables import gather_shared, gather_table
 
 # Gets the hooks and the arguments of a call by name; None where RAS has no part in the call.

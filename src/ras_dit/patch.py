@@ -104,6 +104,7 @@ def enable(
         RASError: If the configuration is not valid, or another one is enabled already.
     """
     chosen = RASConfig.load(config).replace(**overrides)
+    _check_replay(chosen, replay)
     engine = find_engine(pipe)
     if engine is not None:
         _check_same(engine, chosen, replay, record=record)
@@ -127,6 +128,15 @@ def _check_text(config: RASConfig, description: TransformerDescription) -> None:
             f'text="keep" cannot be had for {description.transformer}, whose description does not '
             "say where its blocks get the text (text_arguments): models with cross attention to "
             'the text compute nothing on it that could be saved; use text="fresh"'
+        )
+
+
+def _check_replay(config: RASConfig, replay: Trace | None) -> None:
+    if replay is not None and replay.num_halved and config.forecast_keys:
+        raise RASError(
+            f"forecast_keys={config.forecast_keys:g} cannot be had with this trace to replay, which "
+            f"ran one guidance branch only in {replay.num_halved} steps; give forecast_keys=0, or a "
+            "trace of a run with guidance_every=1"
         )
 
 

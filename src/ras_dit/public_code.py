@@ -14,9 +14,10 @@ It is here to compare with. Its quirks, which :meth:`ras_dit.RASConfig.microsoft
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
-from ras_dit.errors import RASError
+from ras_dit.errors import RASError, RASWarning
 
 PUBLIC_STARVATION_SCALE = 0.1
 _DYNAMIC_GRANULE = 64
@@ -90,3 +91,16 @@ class PublicCode:
                 "one token left"
             )
         return num_tokens - low - high
+
+
+def check_public_knobs(metric: str, starvation_scale: float) -> None:
+    """Refuse a metric that the public code does not have; warn of a knob that does nothing."""
+    if starvation_scale != PUBLIC_STARVATION_SCALE:
+        warnings.warn(
+            f"starvation_scale={starvation_scale} has no effect: the public code reads this "
+            f"option and never uses it, so {PUBLIC_STARVATION_SCALE} is in force",
+            RASWarning,
+            stacklevel=3,
+        )
+    if metric not in ("std", "l2norm"):
+        raise RASError(f"metric={metric!r}; the public code knows std and l2norm")

@@ -9,89 +9,25 @@ from __future__ import annotations
 import functools
 import itertools
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 
 from ras_dit.cache import BranchCache
+from ras_dit.calls import RunShape, TransformerCall
 from ras_dit.chooser import Chooser
 from ras_dit.config import RASConfig
-from ras_dit.errors import RASError
 from ras_dit.fresh import FreshRows
-from ras_dit.guidance import CallIdentity, Guidance, Half
+from ras_dit.guidance import CallIdentity, Guidance
 from ras_dit.key_clock import KeyClock
 from ras_dit.multirate import Lines
-from ras_dit.recording import Recording
+from ras_dit.recorder import Recorder
+from ras_dit.replay import replayed_plans, replayed_set
 from ras_dit.rules import LineRules
 from ras_dit.schedule import StepPlan, adapted, plan_steps
 from ras_dit.storage import Buffers
-from ras_dit.tokens import PixelMap, TokenGrid, TokenLayout, TokenOrder, TokenSort
-from ras_dit.trace import Call, StepTrace, Trace, pack_active
-
-
-@dataclass(frozen=True)
-class RunShape:
-    """What is known of a run at its first transformer call.
-
-    Attributes:
-        transformer: Class name of the transformer.
-        layout: The tokens of its first call.
-        dtype: dtype of the transformer's input.
-        num_evaluations: Calls of ``scheduler.step`` to come.
-        sigmas: Noise levels of those calls and the last one, where the scheduler has them.
-        latents: Sizes of one image's latents in its first call.
-        is_euler: Whether the scheduler takes Euler steps of a flow over its noise levels.
-    """
-
-    transformer: str
-    layout: TokenLayout
-    dtype: torch.dtype
-    num_evaluations: int
-    sigmas: torch.Tensor | None
-    latents: torch.Size | None = None
-    is_euler: bool = False
-
-    @property
-    def has_lines(self) -> bool:
-        """Whether outputs, keys and values can be put on lines over the noise level."""
-        return self.is_euler and self.sigmas is not None
-
-    @property
-    def grid(self) -> TokenGrid:
-        """Image tokens of the picture that is made."""
-        return self.layout.grid
-
-
-@dataclass
-class TransformerCall:
-    """One call of the transformer under way.
-
-    Attributes:
-        cache: The branch's caches, to be filled or used.
-        num_image: Image tokens, references included.
-        fills_caches: Whether a dense call has to leave keys, values and outputs behind.
-        fresh: The rows that a sparse call computes; ``None`` in a dense call.
-        is_skipped: Whether the transformer is not run: what it returned last is returned again.
-        is_repeated: Whether what it returns has to be kept for the next step.
-        entered: Whether the first block was reached.
-        length: Rows of a whole sequence, as the first block is given them.
-        half: The guidance branch that runs, where two are stacked in one batch and one does;
-            ``cache`` and ``fresh`` are those of its rows.
-        finish: Gets what the transformer returned; gives what the pipeline is to get.
-    """
-
-    cache: BranchCache
-    num_image: int
-    fills_caches: bool
-    fresh: FreshRows | None = None
-    is_skipped: bool = False
-    is_repeated: bool = False
-    entered: bool = False
-    length: int = 0
-    half: Half | None = None
-    finish: Callable[[Any], Any] | None = None
+from ras_dit.tokens import PixelMap, TokenOrder, TokenSort
+from ras_dit.trace import Call, Trace
 
 
 class Session:
@@ -128,8 +64,7 @@ class Session:
         self._buffers = Buffers() if buffers is None else buffers
         self.shape = shape
         self._replayed = replay
-        self._record = record
-        self._recorded: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.recorder = Recorder(shape, keeps_text=config.text == "keep", keeps_latents=record)
         if replay is None:
             self.plans = plan_steps(config, shape.num_evaluations, shape.grid.num_tokens)
         else:
@@ -156,8 +91,6 @@ class Session:
         self._images = 0
         self.num_branches = 0.0
         self._outgrown = False
-        self._cache_bytes = 0
-        self._records: list[tuple[StepPlan, tuple[Call, ...], torch.Tensor | None]] = []
 
     @property
     def finished(self) -> bool:
@@ -339,10 +272,7 @@ class Session:
         Held outputs are merged by the transformer's own output already, so this is the identity
         but for forecasts, solvers and corrections (:mod:`ras_dit.multirate`).
         """
-        if self._record:
-            # Copies: pipelines and schedulers may write to either.
-            kept = noise_pred.to("cpu", copy=True), sample.to("cpu", copy=True)
-            self._recorded.append(kept)
+        self.recorder.before_step(noise_pred, sample)
         if self._wants_lines and not self._outgrown:
             if self._lines is None:
                 self._lines = self._new_lines(noise_pred)
@@ -365,13 +295,14 @@ class Session:
         if self._was_dense:
             # No branch could use its caches, so the step was a dense one, planned or not.
             plan = replace(plan, kind="dense", num_active=num_tokens)
-        # Packed when somebody asks for the trace: a step's time counts, a set's memory does not.
-        active = self._active if plan.kind == "sparse" else None
-        self._records.append((plan, tuple(self._calls), active))
-        self.num_branches = sum(call.batch for call in self._calls) / self._images
-        self._cache_bytes = max(
-            self._cache_bytes, sum(cache.nbytes for cache in self._branches.values())
+        self.recorder.end_step(
+            plan,
+            tuple(self._calls),
+            self._active if plan.kind == "sparse" else None,
+            images=self._images,
+            cache_bytes=sum(cache.nbytes for cache in self._branches.values()),
         )
+        self.num_branches = sum(call.batch for call in self._calls) / self._images
         if self.halves_steps:
             self.guidance.end_step(self._images, self._branches)
         self._calls.clear()
@@ -383,29 +314,16 @@ class Session:
             self._chooser.refreshed()
         if self.plans[self._index].kind == "sparse" and not self._outgrown:
             if self.config.is_data_driven and self._lines is not None and self._replayed is None:
-                self._adapt(self._lines)
+                errors = self._lines.expected_shares(self._index)
+                count = self._chooser.count(errors, self.plans[self._index].num_active)
+                self.plans = adapted(self.plans, self._index, count, num_tokens)
             self._active = self._select(noise_pred, self.plans[self._index])
         return False
-
-    def _adapt(self, lines: Lines) -> None:
-        """Let the next step compute as many tokens as the expected errors ask for."""
-        plan, config, num_tokens = self.plans[self._index], self.config, self.shape.grid.num_tokens
-        errors = lines.expected_shares(plan.index)
-        too_wrong = errors > (config.tolerance or float("inf"))
-        neediest = torch.stack([too_wrong.sum(1).max(), errors.square().mean(1).max().sqrt()])
-        count, overall = neediest.tolist()
-        num_active = plan.num_active
-        if config.tolerance is not None:
-            levels = (0, -(-num_active // 2), num_active, num_tokens)
-            num_active = next(level for level in levels if level >= count)
-        if config.reset_tolerance is not None and overall > config.reset_tolerance:
-            num_active = num_tokens
-        self.plans = adapted(self.plans, plan.index, num_active, num_tokens)
 
     def _select(self, noise_pred: torch.Tensor, plan: StepPlan) -> torch.Tensor | None:
         """The active tokens of the next step; ``None`` if all are."""
         if self._replayed is not None:
-            return self._replayed_set(plan, noise_pred)
+            return replayed_set(self._replayed, plan.index, noise_pred)
         if plan.repeats_active and self._active is not None:
             return self._active
         if plan.kind == "dense":
@@ -441,17 +359,6 @@ class Session:
         pixels = PixelMap(noise_pred, self._sort, num_tokens)
         return Lines(rules, pixels, num_tokens, times)
 
-    def _replayed_set(self, plan: StepPlan, noise_pred: torch.Tensor) -> torch.Tensor:
-        assert self._replayed is not None
-        active = self._replayed.steps[plan.index].active
-        assert active is not None
-        if active.shape[0] != noise_pred.shape[0]:
-            raise RASError(
-                f"the replayed trace has {active.shape[0]} images, and this run makes "
-                f"{noise_pred.shape[0]}; give as many prompts as the recorded run had"
-            )
-        return active.to(noise_pred.device, non_blocking=True)
-
     def close(self) -> None:
         """Free every tensor but the record's."""
         self._branches.clear()
@@ -461,39 +368,6 @@ class Session:
         self._chooser.forget()
         self.guidance.forget()
         self._active = self._given = self._lines = self._times = None
-
-    def trace(self) -> Trace:
-        """The record as a :class:`Trace`; reads the noise levels from their device."""
-        sigmas = None if self.shape.sigmas is None else self.shape.sigmas.tolist()
-        grid = self.shape.grid
-        return Trace(
-            transformer=self.shape.transformer,
-            grid=grid,
-            num_text_tokens=self.shape.layout.num_text,
-            num_references=self.shape.layout.num_references,
-            batch_size=self._images,
-            dtype=str(self.shape.dtype).removeprefix("torch."),
-            cache_bytes=self._cache_bytes,
-            keeps_text=self.config.text == "keep",
-            steps=tuple(
-                StepTrace(
-                    index=plan.index,
-                    kind=plan.kind,
-                    sigma=None if sigmas is None else sigmas[plan.index],
-                    num_tokens=grid.num_tokens,
-                    calls=calls,
-                    packed=None if active is None else pack_active(active, grid.num_tokens),
-                )
-                for plan, calls, active in self._records
-            ),
-        )
-
-    def recording(self) -> Recording | None:
-        """What was recorded, if anything was to be."""
-        if not self._record:
-            return None
-        noise_preds, samples = zip(*self._recorded, strict=True)
-        return Recording(self.trace(), noise_preds, samples)
 
     def _fresh_rows(
         self,
@@ -536,28 +410,3 @@ class Session:
 
     def _keep_rows(self, branch: object, name: object, rows: torch.Tensor) -> torch.Tensor:
         return self._buffers.keep((branch, name, tuple(rows.shape)), rows)
-
-
-def replayed_plans(trace: Trace, shape: RunShape) -> tuple[StepPlan, ...]:
-    """The plan of a run that repeats the active tokens of a recorded one.
-
-    Raises:
-        RASError: If the run has another transformer, grid or number of steps.
-    """
-    recorded = trace.transformer, trace.grid, len(trace.steps)
-    current = shape.transformer, shape.grid, shape.num_evaluations
-    if recorded != current:
-        raise RASError(
-            "the replayed trace does not fit this run: it is of a {} with {} and {} steps, and "
-            "this is a {} with {} and {} steps; use the recorded model, size and "
-            "num_inference_steps".format(*recorded, *current)
-        )
-    return tuple(
-        StepPlan(
-            step.index,
-            "dense" if step.kind == "dense" else "sparse",
-            step.num_active,
-            halves_guidance=step.is_halved,
-        )
-        for step in trace.steps
-    )

@@ -57,3 +57,18 @@ def checked_resets(value: object) -> ResetSteps:
     if kinds == {int} and not all(item >= 0 for item in value):
         raise RASError(f"reset_steps={value!r}; step indices must be >= 0")
     return tuple(sorted(set(value)))
+
+
+def checked_ratios(value: object) -> tuple[float, ...]:
+    """A ratio for each step of a run, or a refusal."""
+    if not isinstance(value, Sequence) or not value:
+        raise RASError(
+            f'schedule={value!r}; expected "constant", "linear", a ratio per step or a callable'
+        )
+    for index, ratio in enumerate(value):
+        check_number(f"schedule[{index}]", ratio, "in [0, 1]", lambda x: 0 <= x <= 1)
+    if value[0] != 1:
+        raise RASError(
+            f"schedule[0]={value[0]}; expected 1.0, because the caches need one dense step"
+        )
+    return tuple(float(ratio) for ratio in value)
