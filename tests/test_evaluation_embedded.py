@@ -56,9 +56,9 @@ def test_every_table_has_the_rows_of_the_papers() -> None:
     found = {view.name: [row for row in rows[view.source] if view.has(row)] for view in VIEWS}
     sparse = {
         name: {
-            (row.steps, row.config["sample_ratio"], row.config["metric"])
+            (row.steps, row.sampling.sample_ratio, row.sampling.metric)
             for row in chosen
-            if row.config is not None
+            if row.sampling is not None
         }
         for name, chosen in found.items()
     }

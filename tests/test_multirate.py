@@ -131,6 +131,22 @@ def test_held_tokens_get_their_last_output() -> None:
     torch.testing.assert_close(sort(noise - base)[..., 0, 0], mask)
 
 
+def test_lines_keep_their_own_tensors() -> None:
+    """It may write to them."""
+    base, times = latents(), uneven_times()
+    active = torch.tensor([[1, 2], [0, 3]])
+    ends = []
+    for harm in (False, True):
+        lines = Lines(LineRules(linear=True), PixelMap(base, sort, TOKENS), TOKENS, times)
+        for step, chosen in enumerate([None, None, active]):
+            noise = base + float(times[step])
+            handed_on, _ = lines.advance(noise, base, chosen, step)
+            if harm:
+                noise.zero_()
+        ends.append(handed_on)
+    assert torch.equal(*ends)
+
+
 @given(st.integers(1, 4), st.floats(0.1, 0.9))
 def test_predicted_errors_grow_with_a_power_of_the_distance(steps: int, scale: float) -> None:
     """In a run of held outputs with a linear velocity they are the errors."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import ras_dit
 from pipelines import JOINT, POOLED, TEXT_TOKENS, sd3_inputs, sd3_pipeline, sd3_transformer
+from ras_dit import masked_branch as branch_module
 from ras_dit import probe as probe_module
 from ras_dit import reference as reference_module
 from ras_dit.errors import RASError, UnsupportedError
@@ -433,10 +434,11 @@ def test_a_pipeline_with_ras_enabled_is_refused() -> None:
 def test_nothing_is_shared_with_the_engine() -> None:
     imported = {
         node.module
-        for module in (probe_module, reference_module)
+        for module in (probe_module, branch_module, reference_module)
         for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("ras_dit")
     }
     assert imported == {
-        f"ras_dit.{name}" for name in ("adapters", "errors", "probe", "tokens", "trace")
+        f"ras_dit.{name}"
+        for name in ("adapters", "errors", "masked_branch", "probe", "tokens", "trace")
     }

@@ -146,11 +146,15 @@ SPACE = SparseSpace(EVERYTHING, price, 30)
 
 
 def searched(
-    gauge: PaperGauge, trials: int, storage: Path | None = None, **target: float
+    gauge: PaperGauge,
+    trials: int,
+    storage: Path | None = None,
+    space: SparseSpace | DenseSpace = SPACE,
+    **target: float,
 ) -> tuple[list[Found], list[Candidate]]:
     plan = Plan(Target(**target), 30.0, trials, 7)
     with open_trials(storage, ["of the tests"]) as (own,):
-        found = search(own, SPACE, gauge, plan, lambda: None)  # type: ignore[arg-type]
+        found = search(own, space, gauge, plan, lambda: None)  # type: ignore[arg-type]
         return found, own.candidates
 
 
@@ -171,6 +175,22 @@ def test_a_search_is_better_than_its_start_and_repeats_itself() -> None:
     assert max(price(candidate) for candidate, _ in gauge.calls) <= 9.0
     again, _ = searched(PaperGauge(), 40, cost=9.0)
     assert again == found
+
+
+def test_a_small_space_is_tried_once() -> None:
+    """Two solvers with three numbers of steps: a search has them all, and ends."""
+    able = Abilities(is_euler=True, takes_sigmas=False, keeps_text=True)
+    gauge = PaperGauge(num_parts=1)
+    found, trials = searched(gauge, 30, space=DenseSpace(able, 30), cost=9.5)
+    tried = [repr(candidate) for candidate in trials]
+    assert len(tried) == len(gauge.calls) == len(set(tried))
+    assert len(tried) < 10
+    assert set(tried) >= {
+        repr(Candidate(steps, {"sample_ratio": 1.0, "solver": "ab2"} if second else {}))
+        for steps in (7, 8, 9)
+        for second in (False, True)
+    }
+    assert found[0].candidate == Candidate(9, {"sample_ratio": 1.0, "solver": "ab2"})
 
 
 def test_a_fidelity_is_reached_as_cheaply_as_can_be() -> None:

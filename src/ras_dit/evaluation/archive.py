@@ -172,7 +172,7 @@ class _Archive:
 
     def scores(self, row: Row, unit: int, scorers: Mapping[str, Scorer]) -> dict[str, bytes] | None:
         """What these scorers measured of a unit; ``None`` if one has not, or was another then."""
-        found = {}
+        found: dict[str, bytes] = {}
         for name, scorer in scorers.items():
             if not measures(scorer, name, row):
                 continue

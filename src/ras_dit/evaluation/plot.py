@@ -13,9 +13,11 @@ from ras_dit.evaluation.comparisons import (
     statistic_names,
     time_of,
 )
-from ras_dit.evaluation.rows import Role
+from ras_dit.evaluation.rows import Role, Row
 
 _MOST_PANELS = 6
+# More names than that hide each other: then only those of the frontier.
+_MOST_NAMES = 24
 # Colours that all common kinds of colour blindness tell apart.
 _LOOKS: Mapping[Role, tuple[str, str, str]] = {
     "row": ("#c25a00", "o", "rows"),
@@ -62,6 +64,12 @@ def draw_plot(title: str, results: Sequence[RowResult]) -> bytes:
     return buffer.getvalue()
 
 
+def _kind(row: Row) -> Role:
+    """What a row is drawn as: a dense one looks the same whether it was asked for or added."""
+    is_dense = row.config is None and row.scheduler is None and row.cache is None
+    return "fewer steps" if row.role == "row" and is_dense else row.role
+
+
 def _panel(axes: Any, name: str, results: Sequence[RowResult]) -> None:
     measured = all_timed(results)
     edge = frontier(results, name)
@@ -70,7 +78,7 @@ def _panel(axes: Any, name: str, results: Sequence[RowResult]) -> None:
         statistic, time = result.statistic(name), time_of(result, measured=measured)
         if statistic is None or time is None:
             continue
-        colour, marker, label = _LOOKS[result.row.role]
+        colour, marker, label = _LOOKS[_kind(result.row)]
         below, above = statistic.value - statistic.low, statistic.high - statistic.value
         axes.errorbar(
             time,
@@ -82,14 +90,15 @@ def _panel(axes: Any, name: str, results: Sequence[RowResult]) -> None:
             elinewidth=0.8,
             capsize=2,
         )
-        axes.annotate(
-            result.row.name.replace("$", r"\$"),
-            (time, statistic.value),
-            xytext=(4, 3),
-            textcoords="offset points",
-            fontsize=6,
-            color=colour,
-        )
+        if len(results) <= _MOST_NAMES or result.row.name in edge:
+            axes.annotate(
+                result.row.name.replace("$", r"\$"),
+                (time, statistic.value),
+                xytext=(4, 3),
+                textcoords="offset points",
+                fontsize=6,
+                color=colour,
+            )
         shown.append((time, statistic, result.row.name))
     best = sorted((time, s.value) for time, s, row in shown if row in edge)
     axes.plot(*zip(*best, strict=True), color="#bbbbbb", linewidth=1, zorder=0, label="frontier")

@@ -150,7 +150,7 @@ def add_reference(rows: Sequence[Row], steps: int | None, cost: Cost) -> tuple[R
         found = Row(name=f"dense-{steps}", steps=steps, cost=cost(None, steps))
     rest = tuple(row for row in rows if row is not found)
     # The others need a picture of it for each of theirs.
-    images = None if any(r.images is None for r in rest) else max((r.images or 0) for r in rows)
+    images = None if any(r.images is None for r in rows) else max((r.images or 0) for r in rows)
     return (replace(found, role="reference", images=images), *rest)
 
 
