@@ -19,16 +19,16 @@ $(VENV)/created:
 	touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/created
-	$(PIP) install --quiet -c constraints.txt -e .
+	$(PIP) install --quiet --no-compile -c constraints.txt -e .
 	touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/created
-	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
-	$(PIP) install --quiet --upgrade --no-deps --target $(VENV)/torchao -c constraints.txt torchao
+	$(PIP) install --quiet --no-compile -c constraints.txt -e '.[dev]'
+	$(PIP) install --quiet --no-compile --upgrade --no-deps --target $(VENV)/torchao -c constraints.txt torchao
 	touch $@ $(VENV)/installed
 
 $(VENV)/installed-train: pyproject.toml constraints.txt | $(VENV)/created
-	$(PIP) install --quiet -c constraints.txt -e '.[train]'
+	$(PIP) install --quiet --no-compile -c constraints.txt -e '.[train]'
 	touch $@ $(VENV)/installed
 
 demo: $(VENV)/installed  ## make a picture with the embedded model, dense and by regions, into out/
@@ -36,7 +36,7 @@ demo: $(VENV)/installed  ## make a picture with the embedded model, dense and by
 	  --size 256x256 --seed 0 --compare --out $(OUT)
 
 test: lint  ## lint, then all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 # The engine's tests on the lowest diffusers that works; its own warnings are not ours.
 test-lowest:  ## the engine's tests on the lowest supported diffusers, in an environment of its own
