@@ -314,8 +314,8 @@ def test_plans_show_halved_steps() -> None:
     work = DESCRIPTIONS["SD3Transformer2DModel"].work(sd3_transformer().config)
     config = RASConfig(**DENSE)
     table = plan_table(work, config, 10, TokenGrid(6, 10), num_text_tokens=7)
-    # Steps 3, 5, 7 of 10; the last runs both.
     assert [row.first for row in table.rows if row.is_halved] == [2, 4, 6, 8]
+    assert {row.cost for row in table.rows if row.is_halved} == {0.5}
     assert "dense, one branch" in table.markdown()
     assert 10 / table.limit == pytest.approx(8)
     assert table.num_graphs == 2
