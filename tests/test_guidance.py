@@ -13,12 +13,11 @@ from torch._dynamo.testing import CompileCounter
 
 import ras_dit
 from families import accelerated, distance, lumina_inputs, lumina_pipeline, sd3_kind
-from family_laws import SPARSE, STEPS, Family, run, run_sparse
+from family_laws import STEPS, Family, run, run_sparse
 from pipelines import sd3_inputs, sd3_pipeline, sd3_transformer, take
 from ras_dit.adapters import DESCRIPTIONS, describe
 from ras_dit.config import RASConfig
 from ras_dit.cost import plan_cost, trace_cost
-from ras_dit.engine import denoisers
 from ras_dit.errors import RASError, RASWarning
 from ras_dit.evaluation.rows import read_rows
 from ras_dit.guidance import Half, tree_map
@@ -315,8 +314,8 @@ def test_plans_show_halved_steps() -> None:
     work = DESCRIPTIONS["SD3Transformer2DModel"].work(sd3_transformer().config)
     config = RASConfig(**DENSE)
     table = plan_table(work, config, 10, TokenGrid(6, 10), num_text_tokens=7)
-    # Steps 3, 5, 7 of 10; the last runs both.
     assert [row.first for row in table.rows if row.is_halved] == [2, 4, 6, 8]
+    assert {row.cost for row in table.rows if row.is_halved} == {0.5}
     assert "dense, one branch" in table.markdown()
     assert 10 / table.limit == pytest.approx(8)
     assert table.num_graphs == 2
@@ -414,12 +413,20 @@ def test_after_a_third_branch_steps_run_whole(name: str) -> None:
     assert float((latents - reference).abs().max()) <= family.tolerance
 
 
-def test_another_transformer_begins_with_both_branches() -> None:
-    (family,) = families("Wan 2.2 text-to-video, two transformers")
+@pytest.mark.parametrize(
+    "family",
+    families("Wan 2.2 text-to-video, two transformers", "Z-Image truncated guidance"),
+    ids=str,
+)
+def test_calls_of_another_kind_run_whole(family: Family) -> None:
+    """Another transformer takes over, or guidance ends: the difference is none of theirs."""
     pipe = family.build()
-    assert len(denoisers(pipe)) == 2
-    _, trace = run_sparse(pipe, family.call(1), reset_steps=(), guidance_every=99)
-    assert 0 < trace.num_halved < STEPS - SPARSE["warmup_steps"] - 1
+    settings = {"sample_ratio": 1.0, "warmup_steps": 1, "guidance_every": 99}
+    latents, trace = run_sparse(pipe, family.call(2), **settings)
+    assert 0 < trace.num_halved < STEPS - 2
+    torch.manual_seed(0)
+    reference = masked_reference(pipe, trace, **family.call(2))
+    assert float((latents - reference).abs().max()) <= family.tolerance
 
 
 def test_texts_of_other_lengths_run_whole() -> None:
