@@ -36,7 +36,7 @@ demo: $(VENV)/installed  ## make a picture with the embedded model, dense and by
 	  --size 256x256 --seed 0 --compare --out $(OUT)
 
 test: lint  ## lint, then all tests
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The engine's tests on the lowest diffusers that works; its own warnings are not ours.
 test-lowest:  ## the engine's tests on the lowest supported diffusers, in an environment of its own
