@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from diffusers import StableDiffusion3Pipeline
 
+from family_parts import deep_vae
 from ras_dit.evaluation import files, scoring, stages
 from ras_dit.evaluation.manifest import (
     Manifest,
@@ -44,6 +46,13 @@ def written(folder: Path, data: Mapping[str, Any]) -> Path:
     path = folder / "evaluation.yaml"
     path.write_text(yaml.safe_dump(dict(data)))
     return path
+
+
+def save_judged_model(model: Path, target: Path) -> None:
+    """The tiny pipeline with 64 tokens for the size that the judge of the emoji world knows."""
+    pipe = StableDiffusion3Pipeline.from_pretrained(model)
+    pipe.vae = deep_vae(pipe.transformer.config.in_channels)
+    pipe.save_pretrained(target)
 
 
 def planned(folder: Path, data: Mapping[str, Any]) -> tuple[Manifest, Settings]:
@@ -82,6 +91,35 @@ class Remembered:
 
 class Killed(BaseException):
     """Raised where a process would be killed."""
+
+
+def check_kills(
+    monkeypatch: Any, place: Path, make: Callable[[Path], object], expected: Mapping[str, str]
+) -> int:
+    """Kill a stage in each of its writes; run again, it comes to the same files.
+
+    Args:
+        monkeypatch: Undoes it.
+        place: For a folder per kill.
+        make: Runs the stage in a folder.
+        expected: The files of an undisturbed run.
+
+    Returns:
+        The number of the first write that there is not.
+    """
+    killer = Killer(monkeypatch)
+    for number in range(1, 1000):
+        folder = place / f"{number}"
+        killer.arm(number)
+        try:
+            make(folder)
+        except Killed:
+            killer.arm(None)
+            make(folder)
+            assert tree(folder) == expected, number
+            continue
+        break
+    return number
 
 
 class Killer:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import yaml
-from diffusers import StableDiffusion3Pipeline
 
 from benchmarks.embedded.__main__ import BENCHMARK
 from benchmarks.embedded.tables import Table, answer, fights
@@ -21,13 +20,13 @@ from benchmarks.embedded.views import QUALITY, VIEWS, View
 from benchmarks.pages.command import ROOT, run
 from benchmarks.pages.fights import Fight
 from benchmarks.pages.page import fill
-from family_parts import deep_vae
+from evaluations import save_judged_model
 from ras_dit.errors import RASError
 from ras_dit.evaluation.comparisons import RowResult
 from ras_dit.evaluation.manifest import Manifest, plan_evaluation, read_evaluation
 from ras_dit.evaluation.rows import Row
 from ras_dit.evaluation.scorers import Picture
-from ras_dit.evaluation.statistics import mean_statistic
+from ras_dit.evaluation.statistics import average_statistic
 
 PICTURES = 4
 FILES = BENCHMARK.files
@@ -75,10 +74,7 @@ def test_every_table_has_the_rows_of_the_papers() -> None:
 def files(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The evaluations with a tiny model, few pictures and few rows."""
     folder = tmp_path_factory.mktemp("evaluations")
-    pipe = StableDiffusion3Pipeline.from_pretrained(model_folder)
-    # 64 tokens for the size that the judge knows.
-    pipe.vae = deep_vae(pipe.transformer.config.in_channels)
-    pipe.save_pretrained(folder / "model")
+    save_judged_model(model_folder, folder / "model")
     for name in BENCHMARK.evaluations:
         data = yaml.safe_load((FILES / f"{name}.yaml").read_text())
         data["rows"] = [
@@ -183,7 +179,7 @@ def test_distances_are_of_the_rows_that_decide(ran: Ran) -> None:
 def numbers(name: str, value: float, cost: float, number: str = "PSNR", **row: Any) -> RowResult:
     values = [value, value + 0.5, value + 0.25] * 4
     pictures = [Picture(n, "x", n, n, Path("x")) for n in range(len(values))]
-    statistic = mean_statistic(number, values, pictures, better="higher", column=number)
+    statistic = average_statistic(number, values, pictures, better="higher", column=number)
     return RowResult(
         row=Row(name=name, steps=int(row.pop("steps", 28)), **row),
         pictures=len(values),

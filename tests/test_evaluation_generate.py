@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from evaluations import STEPS, Killed, Killer, Remembered, evaluation, planned, tree, written
+from evaluations import STEPS, Remembered, check_kills, evaluation, planned, tree, written
 from ras_dit.errors import RASError
 from ras_dit.evaluation import crews
 from ras_dit.evaluation.crews import Processes, WorkFailedError
@@ -71,20 +71,12 @@ def test_a_kill_in_any_write_changes_nothing(
     made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, manifest, settings, crew = made
-    killer = Killer(monkeypatch)
-    expected = tree(whole)
-    for number in range(1, 1000):
-        folder = tmp_path / f"{number}"
-        killer.arm(number)
-        try:
-            generate_pictures(folder, manifest, settings, crew=crew)
-        except Killed:
-            killer.arm(None)
-            generate_pictures(folder, manifest, settings, crew=crew)
-            assert tree(folder) == expected, number
-            continue
-        break
-    assert number == len(expected) + 1
+
+    def make(folder: Path) -> None:
+        generate_pictures(folder, manifest, settings, crew=crew)
+
+    number = check_kills(monkeypatch, tmp_path, make, tree(whole))
+    assert number == len(tree(whole)) + 1
 
 
 def test_nothing_is_made_twice(made: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from diffusers import StableDiffusion3Pipeline
 
 import ras_dit
-from evaluations import STEPS, Killed, Killer, Remembered, evaluation, planned, tree
+from evaluations import STEPS, Remembered, check_kills, evaluation, planned, tree
 from ras_dit.errors import RASError, UnsupportedError
 from ras_dit.evaluation.cluster import _contents, _moved
 from ras_dit.evaluation.comparisons import RowResult, duels
@@ -24,7 +24,7 @@ from ras_dit.evaluation.rows import Row
 from ras_dit.evaluation.scorers import Picture, Stored, make_scorer
 from ras_dit.evaluation.scoring import read_columns, read_summary
 from ras_dit.evaluation.stages import finished_units, generate_pictures, score_pictures
-from ras_dit.evaluation.statistics import bootstrap_means, bootstrap_medians, median_statistic
+from ras_dit.evaluation.statistics import average_statistic, bootstrap_means, bootstrap_medians
 from ras_dit.evaluation.workshop import Task, job_of, threads
 from ras_dit.generate import Job, _call_arguments, generate
 
@@ -89,18 +89,11 @@ def test_a_kill_in_any_write_changes_nothing(
 ) -> None:
     _, manifest, settings, crew, expected = made
     assert any(name.startswith("latents/") for name in expected)
-    killer = Killer(monkeypatch)
-    for number in range(1, 1000):
-        folder = tmp_path / f"{number}"
-        killer.arm(number)
-        try:
-            generate_pictures(folder, manifest, settings, crew=crew)
-        except Killed:
-            killer.arm(None)
-            generate_pictures(folder, manifest, settings, crew=crew)
-            assert tree(folder) == expected, number
-            continue
-        break
+
+    def make(folder: Path) -> None:
+        generate_pictures(folder, manifest, settings, crew=crew)
+
+    number = check_kills(monkeypatch, tmp_path, make, expected)
     assert number == len(expected) + 1
 
 
@@ -159,7 +152,9 @@ def test_rows_fight_by_their_latents(made: Any) -> None:
 
 def row_with(name: str, values: list[float], **row: Any) -> RowResult:
     pictures = [Picture(n, "x", n, n, Path("x")) for n in range(len(values))]
-    statistic = median_statistic("M", values, pictures, better="lower", column="m")
+    statistic = average_statistic(
+        "M", values, pictures, better="lower", column="m", average="median"
+    )
     return RowResult(
         row=Row(name=name, steps=8, **row),
         pictures=len(values),

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import yaml
-from diffusers import StableDiffusion3Pipeline
 
 from benchmarks.multirate.__main__ import BENCHMARK, draw
 from benchmarks.multirate.tables import (
@@ -28,14 +27,14 @@ from benchmarks.multirate.tables import (
     settings_of,
 )
 from benchmarks.pages.command import NO_PICTURES, ROOT, run
-from family_parts import deep_vae
+from evaluations import save_judged_model
 from ras_dit.config import RASConfig
 from ras_dit.evaluation.comparisons import RowResult
 from ras_dit.evaluation.equal_cost import WITHIN
 from ras_dit.evaluation.manifest import Manifest, load_manifest, plan_evaluation, read_evaluation
 from ras_dit.evaluation.rows import Row, changed_fields
 from ras_dit.evaluation.scorers import Picture
-from ras_dit.evaluation.statistics import mean_statistic, median_statistic
+from ras_dit.evaluation.statistics import average_statistic
 
 MAIN = {"euler", "ab2", "unipc", "paper-std", "multirate"}
 DECIDING = (17.0, 11.5, 8.75)
@@ -89,9 +88,9 @@ def test_the_rows_that_decide_have_all_pictures_and_the_others_a_quarter() -> No
 def result(name: str, values: list[float], cost: float, **row: Any) -> RowResult:
     pictures = [Picture(n, "x", n, n, Path("x")) for n in range(len(values))]
     made = (
-        median_statistic(MEDIAN, values, pictures, better="lower", column="c"),
-        mean_statistic("emoji kept", values, pictures, better="higher", column="k"),
-        mean_statistic("unasked", values, pictures, better="higher", column="k"),
+        average_statistic(MEDIAN, values, pictures, better="lower", column="c", average="median"),
+        average_statistic("emoji kept", values, pictures, better="higher", column="k"),
+        average_statistic("unasked", values, pictures, better="higher", column="k"),
     )
     return RowResult(
         row=Row(name=name, steps=int(row.pop("steps", 28)), **row),
@@ -171,10 +170,7 @@ class Ran:
 def ran(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
     """The command with a tiny model and few pictures: no time, all of it as a process, seconds."""
     folder = tmp_path_factory.mktemp("multirate")
-    pipe = StableDiffusion3Pipeline.from_pretrained(model_folder)
-    # 64 tokens for the size that the judge knows.
-    pipe.vae = deep_vae(pipe.transformer.config.in_channels)
-    pipe.save_pretrained(folder / "model")
+    save_judged_model(model_folder, folder / "model")
     for name in BENCHMARK.evaluations:
         data = yaml.safe_load((BENCHMARK.files / f"{name}.yaml").read_text())
         # 256x256 pixels are 256 tokens of the tiny model.

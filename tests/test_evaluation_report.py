@@ -22,7 +22,7 @@ from ras_dit.evaluation.gate import check_gate
 from ras_dit.evaluation.manifest import plan_evaluation, read_evaluation
 from ras_dit.evaluation.rows import Row
 from ras_dit.evaluation.scorers import Picture, Statistic
-from ras_dit.evaluation.statistics import mean_statistic
+from ras_dit.evaluation.statistics import average_statistic
 from ras_dit.evaluation.timing import read_times, time_rows
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -42,7 +42,7 @@ def result(
         row=made,
         pictures=len(values),
         cost=cost,
-        statistics=(mean_statistic("Q", values, pictures, better=better, column="q"),),
+        statistics=(average_statistic("Q", values, pictures, better=better, column="q"),),
         columns={"q": dict(enumerate(values))},
         groups={n: n for n in range(len(values))},
     )

@@ -20,13 +20,14 @@ from ras_dit.config import RASConfig
 from ras_dit.cost import plan_cost, trace_cost
 from ras_dit.errors import RASError, RASWarning
 from ras_dit.evaluation.rows import read_rows
-from ras_dit.guidance import Half, tree_map
+from ras_dit.guidance import Half
 from ras_dit.patch import find_engine
 from ras_dit.planning import plan_table
 from ras_dit.reference import masked_reference
 from ras_dit.schedule import adapted, plan_steps
 from ras_dit.tokens import TokenGrid
 from ras_dit.trace import Trace
+from ras_dit.trees import tree_map
 from test_families import FAMILIES
 
 N = 60

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from typing import Any
 
 from benchmarks.multirate.tables import STATISTICS, Table
+from ras_dit.evaluation.plot import as_png
 
 _PANELS = STATISTICS[:3]
 _FAINT = "#bbbbbb"
@@ -24,10 +24,7 @@ def draw_plot(shown: Table) -> bytes:
     handles, labels = panels[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=8, frameon=False)
-    buffer = BytesIO()
-    # Without the release of matplotlib in it, equal results give equal files for longer.
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()
+    return as_png(figure)
 
 
 def _panel(axes: Any, name: str, shown: Table) -> None:

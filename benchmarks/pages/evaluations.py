@@ -59,8 +59,9 @@ class Evaluation:
 
     def keep_scores(self) -> Path | None:
         """A further archive, of the units that are in none yet; ``None`` if there is no such."""
-        known = {place for path in self._archives() for place in archived_units(path)}
-        path = self.measured / f"{self.name}-{len(self._archives()):02d}.tar.xz"
+        archives = self._archives()
+        known = {place for path in archives for place in archived_units(path)}
+        path = self.measured / f"{self.name}-{len(archives):02d}.tar.xz"
         return path if pack_scores(self.folder, path, known=known) else None
 
     def keep_times(self) -> Path:

@@ -36,7 +36,7 @@ from ras_dit.generate import Comparison, Generated, Job, check_size, compare, ge
 from ras_dit.loading import call_defaults, choose_dtype, load_pipeline
 from ras_dit.options import DEFAULT_PRESET
 from ras_dit.outline import read_outline
-from ras_dit.planning import HEADINGS, plan_table
+from ras_dit.planning import HEADINGS, plan_outline
 from ras_dit.portrait import figures_of
 from ras_dit.report import comparison_rows, run_line
 from ras_dit.study.commands import app as study_app
@@ -219,16 +219,13 @@ def _plan(
     with quiet_libraries(verbose=verbose):
         outline = read_outline(model, max_sequence_length=max_sequence_length)
         layout = outline.layout(width, height, frames)
-        planned = plan_table(
-            outline.work,
+        planned = plan_outline(
+            outline,
             chosen,
             outline.num_evaluations(steps or outline.num_inference_steps),
-            layout.grid,
-            num_text_tokens=layout.num_text,
+            layout,
             dtype=choose_dtype(dtype),
-            branches=1 if guidance is not None and guidance <= 1 else outline.branches,
-            num_references=layout.num_references,
-            head_width=outline.head_width,
+            branches=1 if guidance is not None and guidance <= 1 else None,
         )
     table = Table("steps", "kind", *(Column(name, justify="right") for name in HEADINGS[2:]))
     for row in planned.rows:

@@ -10,7 +10,7 @@ Shape letters: B images, R = 2 B rows of a model batch with both branches, L row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ import torch
 
 from ras_dit.cache import BranchCache
 from ras_dit.tokens import TokenOrder
+from ras_dit.trees import tree_map
 
 # Which call this is: its branch, its signature and its rows.
 CallIdentity = tuple[tuple[int, int], object, int]
@@ -98,32 +99,6 @@ class Half:
             return pair[0] + pair[1] if isinstance(own, list) else torch.cat(pair)
 
         return tree_map(both, output, other, lists=lambda _: True)
-
-
-def tree_map(
-    change: Callable[..., Any], *values: Any, lists: Callable[[list[Any]], bool] | None = None
-) -> Any:
-    """Values of one structure of lists, tuples and mappings, with their tensors changed together.
-
-    Args:
-        change: Gets a tensor of each value.
-        *values: The values. What is neither a tensor nor holds any stays as in the first.
-        lists: Which lists of the first are changed whole, as a tensor is; by default none.
-    """
-    first: Any = values[0]
-    if isinstance(first, torch.Tensor) or (isinstance(first, list) and lists and lists(first)):
-        return change(*values)
-    if isinstance(first, Mapping):
-        items = {
-            key: tree_map(change, *(value[key] for value in values), lists=lists) for key in first
-        }
-        # Outputs of diffusers models are mappings with fields.
-        return type(first)(**items) if hasattr(first, "__dataclass_fields__") else items
-    if isinstance(first, list | tuple):
-        return type(first)(
-            [tree_map(change, *members, lists=lists) for members in zip(*values, strict=True)]
-        )
-    return first
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ active tokens are gathered; behind the last layer the rows are put back together
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -26,6 +25,7 @@ from ras_dit.errors import UnsupportedError
 from ras_dit.fresh import FreshRows
 from ras_dit.guidance import Half
 from ras_dit.tables import gather_shared, gather_table
+from ras_dit.trees import tree_map
 
 # Gets the hooks and the arguments of a call by name; None where RAS has no part in the call.
 Begin = Callable[["TransformerHooks", Mapping[str, Any]], TransformerCall | None]
@@ -189,7 +189,7 @@ class TransformerHooks:
         self._call = call = self._begin(self, arguments)
         if call is not None and call.is_skipped:
             # A copy: callers may write to it.
-            return Skipped(copy.deepcopy(call.cache.returned))
+            return Skipped(tree_map(torch.clone, call.cache.returned))
         if call is None:
             return None
         changed = None
@@ -204,7 +204,7 @@ class TransformerHooks:
         if not present:
             return changed
         for name in present:
-            arguments[name] = _each(arguments[name], call.fresh.take)
+            arguments[name] = tree_map(call.fresh.take, arguments[name])
         return (), arguments
 
     def _after_transformer(self, output: Any) -> Any:
@@ -212,7 +212,7 @@ class TransformerHooks:
         if call is not None and call.fills_caches:
             call.cache.settle()
         if call is not None and not call.is_skipped:
-            call.cache.returned = copy.deepcopy(output) if call.is_repeated else None
+            call.cache.returned = tree_map(torch.clone, output) if call.is_repeated else None
         self.end_call()
         if call is not None and call.finish is not None and output is not None:
             return call.finish(output)
@@ -384,12 +384,3 @@ def _without_rows(argument: TokenArgument, value: Any) -> Any:
     if isinstance(value, tuple | list):
         return _by_member(argument, value, _without_rows)
     return None if value is None else value.narrow(argument.dim, 0, 0)
-
-
-def _each(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The same list, tuple or mapping of tensors with each of them changed."""
-    if isinstance(value, Mapping):
-        return {key: _each(item, change) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_each(item, change) for item in value]
-    return change(value)

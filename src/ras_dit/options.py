@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ras_dit.config_files import presets
 from ras_dit.errors import RASError
 from ras_dit.loading import DTYPES
+
+if TYPE_CHECKING:
+    from ras_dit.evaluation.prompts import Prompt
 
 DEFAULT_PRESET = "balanced"
 _THE_MODELS = "the model's"
@@ -24,6 +27,23 @@ Model = Annotated[
         metavar="DIR_OR_HUB_ID",
         help="A folder, or owner/name on a hub.",
         show_default="the embedded model",
+    ),
+]
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="MODEL",
+        help="A folder, or owner/name on a hub.",
+        show_default="the embedded model",
+    ),
+]
+PromptFile = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help="A prompt per line, or JSON lines (.jsonl); grammar: scenes of the embedded model.",
+        show_default="grammar, for the embedded model",
     ),
 ]
 PlannedModel = Annotated[
@@ -69,6 +89,34 @@ Dtype = Annotated[str, typer.Option(help=f"auto, {', '.join(DTYPES)}.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
 Out = Annotated[Path, typer.Option(help="Folder for the pictures.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks and all warnings.")]
+
+
+def read_prompt_file(
+    source: str | None, model: str | None, *, seed: int, scenes: int, count: int | None = None
+) -> tuple[Prompt, ...]:
+    """The prompts of ``--prompts``.
+
+    Args:
+        source: What was given.
+        model: The model; only the embedded one has prompts of its own.
+        seed: Of the scenes.
+        scenes: How many different ones a grammar gives.
+        count: The most prompts of a file; ``None`` is all.
+
+    Raises:
+        RASError: If there are none.
+    """
+    from ras_dit.evaluation.prompts import GRAMMARS, read_prompts
+
+    if source is None and model is not None:
+        raise RASError(
+            "say what to make with --prompts FILE: a text file with a prompt per line, or JSON "
+            "lines with the field prompt"
+        )
+    if source is None or source in GRAMMARS:
+        return read_prompts(source or "grammar", count=scenes, seed=seed)
+    file = Path(source).expanduser()
+    return read_prompts("jsonl" if file.suffix == ".jsonl" else "text", file, count=count)
 
 
 def prepare_folder(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,7 +14,10 @@ from ras_dit.config import RASConfig
 from ras_dit.cost import RunCost, cache_bytes, forward_flops, packed_bytes, plan_cost
 from ras_dit.errors import RASError
 from ras_dit.schedule import plan_steps
-from ras_dit.tokens import TokenGrid
+from ras_dit.tokens import TokenGrid, TokenLayout
+
+if TYPE_CHECKING:
+    from ras_dit.model_outline import ModelOutline
 
 HEADINGS = ("steps", "kind", "active tokens", "FLOPs of a dense step")
 
@@ -201,6 +205,41 @@ def plan_table(
         cache_bytes=_planned_caches(work, config, dtype, head_width, shape) if sparse else 0,
         branches=branches,
         num_references=num_references,
+    )
+
+
+def plan_outline(
+    outline: ModelOutline,
+    config: RASConfig,
+    num_evaluations: int,
+    layout: TokenLayout,
+    *,
+    dtype: torch.dtype = torch.float32,
+    branches: int | None = None,
+) -> PlanTable:
+    """:func:`plan_table` of a pipeline that is known by its outline.
+
+    Args:
+        outline: The pipeline.
+        config: How to sample.
+        num_evaluations: Calls of ``scheduler.step`` that the run will make.
+        layout: The tokens of a call, from :meth:`ModelOutline.layout`.
+        dtype: The transformer's dtype, in which caches are kept.
+        branches: Guidance branches; ``None`` is as the pipeline is used.
+
+    Raises:
+        RASError: If the configuration does not fit the run.
+    """
+    return plan_table(
+        outline.work,
+        config,
+        num_evaluations,
+        layout.grid,
+        num_text_tokens=layout.num_text,
+        dtype=dtype,
+        branches=outline.branches if branches is None else branches,
+        num_references=layout.num_references,
+        head_width=outline.head_width,
     )
 
 

@@ -10,7 +10,7 @@ from ras_dit.cost import RunCost, trace_cost
 from ras_dit.errors import RASError
 from ras_dit.model_outline import outline_of
 from ras_dit.patch import find_engine
-from ras_dit.planning import PlanTable, plan_table
+from ras_dit.planning import PlanTable, plan_outline
 from ras_dit.trace import Trace
 
 
@@ -126,16 +126,12 @@ def _planned(pipe: Any, config: RASConfig) -> PlanTable | None:
     try:
         outline = outline_of(pipe)
         layout = outline.layout()
-        return plan_table(
-            outline.work,
+        return plan_outline(
+            outline,
             config,
             outline.num_evaluations(outline.num_inference_steps),
-            layout.grid,
-            num_text_tokens=layout.num_text,
+            layout,
             dtype=pipe.transformer.dtype,
-            branches=outline.branches,
-            num_references=layout.num_references,
-            head_width=outline.head_width,
         )
     # A model described by hand, a size that only a call has, or a configuration for other steps.
     except RASError:

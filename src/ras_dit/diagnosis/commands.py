@@ -5,8 +5,7 @@ Everything heavy is imported inside the command, so that mounting it costs nothi
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,30 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ras_dit import options
-from ras_dit.errors import RASError
 
 if TYPE_CHECKING:
     from ras_dit.evaluation.prompts import Prompt
 
-_GRAMMARS = ("grammar", "grammar-detailed")
 _FROM_GRAMMAR = 8
 
-_Model = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL",
-        help="A folder, or owner/name on a hub.",
-        show_default="the embedded model",
-    ),
-]
-_Prompts = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE",
-        help="A prompt per line, or JSON lines (.jsonl); grammar: scenes of the embedded model.",
-        show_default="grammar, for the embedded model",
-    ),
-]
 _Count = Annotated[
     int | None,
     typer.Option(min=1, help="Prompts.", show_default=f"all of the file; {_FROM_GRAMMAR}"),
@@ -59,8 +40,8 @@ _Out = Annotated[Path, typer.Option(help="Folder for the page, its plots and the
 
 def diagnose(
     *,
-    model: _Model = None,
-    prompts: _Prompts = None,
+    model: options.ModelArgument = None,
+    prompts: options.PromptFile = None,
     count: _Count = None,
     per_prompt: _PerPrompt = 1,
     seed: _Seed = 0,
@@ -80,6 +61,7 @@ def diagnose(
 
     Writes diagnosis.md (a verdict, plots and tables), diagnosis.json and diagnosis.csv.
     """
+    from ras_dit.console import counting, quiet_libraries
     from ras_dit.diagnosis.measure import RATIOS
     from ras_dit.diagnosis.measure import diagnose as measure
     from ras_dit.diagnosis.report import write_diagnosis
@@ -89,7 +71,9 @@ def diagnose(
     from ras_dit.loading import call_defaults, load_pipeline
 
     width, height = parse_size(size)
-    chosen = _read_prompts(prompts, count, model, seed)
+    chosen = options.read_prompt_file(
+        prompts, model, seed=seed, scenes=count or _FROM_GRAMMAR, count=count
+    )
     shots = [(number, prompt) for number, prompt in enumerate(chosen) for _ in range(per_prompt)]
     defaults = call_defaults(model)
     job = Job(
@@ -102,7 +86,7 @@ def diagnose(
         max_sequence_length=max_sequence_length or defaults.max_sequence_length,
     )
     options.prepare_folder(out)
-    with _progress(verbose=verbose) as on_run:
+    with quiet_libraries(verbose=verbose), counting("diagnosing") as on_run:
         pipeline = load_pipeline(model, dtype=dtype, device=device)
         found = measure(
             pipeline,
@@ -118,22 +102,6 @@ def diagnose(
     typer.echo(judge(found).headline)
 
 
-def _read_prompts(
-    source: str | None, count: int | None, model: str | None, seed: int
-) -> tuple[Prompt, ...]:
-    from ras_dit.evaluation.prompts import read_prompts
-
-    if source is None and model is not None:
-        raise RASError(
-            "say what to make with --prompts FILE: a text file with a prompt per line, or JSON "
-            "lines with the field prompt"
-        )
-    if source is None or source in _GRAMMARS:
-        return read_prompts(source or _GRAMMARS[0], count=count or _FROM_GRAMMAR, seed=seed)
-    file = Path(source).expanduser()
-    return read_prompts("jsonl" if file.suffix == ".jsonl" else "text", file, count=count)
-
-
 def _seeds(prompts: Sequence[Prompt], seed: int) -> tuple[int, ...]:
     """A prompt's own seed, and the next ones for its further images; else by number."""
     seeds = []
@@ -142,18 +110,3 @@ def _seeds(prompts: Sequence[Prompt], seed: int) -> tuple[int, ...]:
         before = sum(other is prompt for other in prompts[:number])
         seeds.append(seed + number if own is None else own + before)
     return tuple(seeds)
-
-
-@contextlib.contextmanager
-def _progress(*, verbose: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar over the runs, where stderr is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from ras_dit.console import quiet_libraries
-
-    console = Console(stderr=True)
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-    with quiet_libraries(verbose=verbose), bar:
-        task = bar.add_task("diagnosing", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import BytesIO
 from typing import Any
 
 from ras_dit.diagnosis import maths
 from ras_dit.diagnosis.fields import FIRST, SECOND
 from ras_dit.diagnosis.measure import PARTS, Diagnosis
 from ras_dit.diagnosis.verdict import LITTLE_SPREAD, MUCH_SPREAD
+from ras_dit.evaluation.plot import as_png
 
 # Colours that all common kinds of colour blindness tell apart.
 _BLUE, _ORANGE, _GREEN, _GREY, _BLACK = "#0072b2", "#d55e00", "#009e73", "#888888", "#000000"
@@ -61,7 +61,7 @@ def draw_spread(diagnosis: Diagnosis) -> bytes:
         ],
     )
     right.set_yscale("log")
-    return _png(figure)
+    return as_png(figure)
 
 
 def draw_order(diagnosis: Diagnosis) -> bytes:
@@ -92,7 +92,7 @@ def draw_order(diagnosis: Diagnosis) -> bytes:
     for axes in (left, right):
         axes.axhline(0, color=_GREY, linewidth=0.8)
         axes.set_ylim(-1, 1)
-    return _png(figure)
+    return as_png(figure)
 
 
 def draw_parts(diagnosis: Diagnosis) -> bytes:
@@ -116,7 +116,7 @@ def draw_parts(diagnosis: Diagnosis) -> bytes:
     axes.grid(axis="both", color="#dddddd", linewidth=0.6)
     axes.tick_params(axis="x", which="both", labelsize=7)
     axes.set_xlabel("error of the final latents, over their size")
-    return _png(figure)
+    return as_png(figure)
 
 
 def draw_maps(diagnosis: Diagnosis) -> bytes:
@@ -138,7 +138,7 @@ def draw_maps(diagnosis: Diagnosis) -> bytes:
     for axes in panels:
         axes.set_xticks([])
         axes.set_yticks([])
-    return _png(figure)
+    return as_png(figure)
 
 
 def _figure(columns: int, *, width: float = 1.0, height: float = 1.0) -> tuple[Any, list[Any]]:
@@ -164,10 +164,3 @@ def _panel(axes: Any, diagnosis: Diagnosis, label: str, lines: _Lines) -> None:
     axes.set_ylabel(label, fontsize=9)
     axes.legend(fontsize=7, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _png(figure: Any) -> bytes:
-    buffer = BytesIO()
-    # Without the release of matplotlib in it, equal results give equal files for longer.
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})
-    return buffer.getvalue()

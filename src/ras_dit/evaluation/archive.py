@@ -31,8 +31,13 @@ from ras_dit.evaluation.manifest import (
     store,
 )
 from ras_dit.evaluation.rows import Row
-from ras_dit.evaluation.scorers import Scorer
-from ras_dit.evaluation.scoring import identity_of, is_measured, measured_path, try_scorers
+from ras_dit.evaluation.scoring import (
+    features_path,
+    identity_of,
+    is_measured,
+    measured_path,
+    try_scorers,
+)
 from ras_dit.evaluation.stages import measurable_units, measures
 from ras_dit.evaluation.timing import TIMES
 from ras_dit.evaluation.workshop import ARCHIVED, unit_path, whole_unit
@@ -112,12 +117,15 @@ def unpack(path: Path, folder: Path, manifest: Manifest, settings: Settings) -> 
             write_bytes(folder / MANIFEST, archive.files[MANIFEST])
         store(folder, manifest, settings)
         scorers = try_scorers(settings, tuple(settings.scores), lambda _name, _reason: None)
+        # Of some scorers a file of weights is hashed.
+        identities = {name: identity_of(scorer) for name, scorer in scorers.items()}
         rows = {row.name: row for row in manifest.rows}
         for name, unit in archive.places:
             row = rows.get(name)
             if row is None or whole_unit(folder, row, unit) is not None:
                 continue
-            scores = archive.scores(row, unit, scorers)
+            wanted = [name for name, scorer in scorers.items() if measures(scorer, name, row)]
+            scores = archive.scores(row, unit, {name: identities[name] for name in wanted})
             if scores is None:
                 continue
             for file, content in scores.items():
@@ -170,16 +178,15 @@ class _Archive:
         assert isinstance(data, dict)
         return data
 
-    def scores(self, row: Row, unit: int, scorers: Mapping[str, Scorer]) -> dict[str, bytes] | None:
+    def scores(self, row: Row, unit: int, identities: Mapping[str, str]) -> dict[str, bytes] | None:
         """What these scorers measured of a unit; ``None`` if one has not, or was another then."""
         found: dict[str, bytes] = {}
-        for name, scorer in scorers.items():
-            if not measures(scorer, name, row):
-                continue
+        for name, identity in identities.items():
             path = measured_path(name, row.name, unit)
-            if path not in self.files or self.json(path)["identity"] != identity_of(scorer):
+            if path not in self.files or self.json(path)["identity"] != identity:
                 return None
-            found |= {file: self.files[file] for file in _files(path) if file in self.files}
+            files = path, features_path(path)
+            found |= {file: self.files[file] for file in files if file in self.files}
         return found
 
     def times(self, rows: Collection[str]) -> Iterator[tuple[str, bytes]]:
@@ -203,10 +210,6 @@ def _write(folder: Path, path: Path, names: Sequence[str]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def _files(path: str) -> tuple[str, str]:
-    return path, f"{path.removesuffix('.json')}.safetensors"
-
-
 def _scored(folder: Path, manifest: Manifest, settings: Settings) -> dict[Place, list[str]]:
     """Files of the units that all scorers have measured, archived ones included."""
     scorers = try_scorers(settings, tuple(settings.scores), lambda _name, _reason: None)
@@ -218,7 +221,8 @@ def _scored(folder: Path, manifest: Manifest, settings: Settings) -> dict[Place,
             place = part.row.name, unit
             if is_measured(folder, part.scorer, identity, *place, pictures):
                 counts[place] += 1
-                files = _files(measured_path(part.scorer, *place))
+                path = measured_path(part.scorer, *place)
+                files = path, features_path(path)
                 measured[place] += [name for name in files if (folder / name).exists()]
     found = {}
     for row in manifest.rows:

@@ -15,7 +15,7 @@ from ras_dit.errors import RASError
 from ras_dit.evaluation.files import checksum
 from ras_dit.evaluation.images import read_picture
 from ras_dit.evaluation.scorers import Measured, Picture, ScorerUnavailable, Summary
-from ras_dit.evaluation.statistics import mean_statistic
+from ras_dit.evaluation.statistics import average_statistic
 
 
 class ClipModel:
@@ -132,7 +132,11 @@ class ClipScorer:
         """The mean."""
         values = [row[self._name] for row in measured.rows]
         return Summary(
-            (mean_statistic(self._heading, values, pictures, better="higher", column=self._name),)
+            (
+                average_statistic(
+                    self._heading, values, pictures, better="higher", column=self._name
+                ),
+            )
         )
 
 

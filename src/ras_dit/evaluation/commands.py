@@ -86,7 +86,7 @@ def _time(folder: _Folder, settings: _MaybeFile = None, device: _Device = None) 
     from ras_dit.evaluation.timing import time_rows
 
     given = None if settings is None else _read_settings(settings)
-    with _quiet(), _bar("timing") as advance:
+    with _working("timing") as advance:
         rounds = time_rows(folder, given, device=device, on_run=advance)
     typer.echo(f"timed {rounds} rounds of all rows")
 
@@ -180,7 +180,7 @@ def _make(
 ) -> None:
     from ras_dit.evaluation.stages import generate_pictures
 
-    with _quiet(), _bar("making pictures") as advance:
+    with _working("making pictures") as advance:
         progress = generate_pictures(
             out,
             manifest,
@@ -198,7 +198,7 @@ def _make(
 def _judge(folder: Path, settings: Settings | None, only: list[str], crew: Crew) -> None:
     from ras_dit.evaluation.stages import score_pictures
 
-    with _quiet(), _bar("scoring") as advance:
+    with _working("scoring") as advance:
         progress = score_pictures(folder, settings, only=only, crew=crew, on_unit=advance)
     for name, reason in progress.refused.items():
         typer.echo(f"no {name}: {reason}", err=True)
@@ -206,20 +206,9 @@ def _judge(folder: Path, settings: Settings | None, only: list[str], crew: Crew)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    from ras_dit.console import quiet_libraries
+def _working(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Libraries quiet, and a bar over the units."""
+    from ras_dit.console import counting, quiet_libraries
 
-    with quiet_libraries(verbose=False):
-        yield
-
-
-@contextlib.contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar over the units, where stderr is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    with quiet_libraries(verbose=False), counting(what) as advance:
+        yield advance

@@ -19,7 +19,7 @@ from ras_dit.evaluation.images import read_picture
 from ras_dit.evaluation.judge import JUDGE_DIR, Judge, Reading
 from ras_dit.evaluation.judge_rules import TASKS, judge_tasks, recognised, verdicts
 from ras_dit.evaluation.scorers import Measured, Picture, Statistic, Summary
-from ras_dit.evaluation.statistics import mean_statistic
+from ras_dit.evaluation.statistics import average_statistic
 from ras_dit.world import ColourCheck, Scene, parse
 
 NUMBERS: Final = ("recognised", *TASKS, "background colours")
@@ -96,7 +96,7 @@ class EmojiScorer:
     def summarise(self, measured: Measured, pictures: Sequence[Picture]) -> Summary:
         """The mean of each task over the pictures that belong to it, 0 to 1."""
         statistics = [
-            mean_statistic(
+            average_statistic(
                 "emoji kept",
                 [row["kept"] for row in measured.rows],
                 pictures,
@@ -109,7 +109,7 @@ class EmojiScorer:
             chosen = [(row[task], picture) for row, picture in both if task in row]
             if chosen:
                 statistics.append(
-                    mean_statistic(
+                    average_statistic(
                         f"emoji {task}",
                         [value for value, _ in chosen],
                         [picture for _, picture in chosen],

@@ -95,6 +95,31 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
+def read_checked(path: Path, sha256: str, what: str, change: str) -> bytes:
+    """The content of a file that was made by the generate stage.
+
+    Args:
+        path: The file.
+        sha256: What it hashes to.
+        what: What it holds, for errors.
+        change: What is wrong with another content, for errors.
+
+    Raises:
+        RASError: If it is missing or another.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RASError(
+            f"the {what} {str(path)!r} cannot be read ({error.strerror}); run generate again"
+        ) from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise RASError(
+            f"the {what} {str(path)!r} {change}; remove the file, and run generate again"
+        )
+    return content
+
+
 def sweep(folder: Path) -> None:
     """Remove what a killed run left half-written."""
     for part in folder.rglob(f"*{PART}"):

@@ -18,7 +18,7 @@ from ras_dit.evaluation.geneval_rules import COLOURS, THRESHOLD, Detection, judg
 from ras_dit.evaluation.images import read_picture
 from ras_dit.evaluation.prompts import GENEVAL_TAGS
 from ras_dit.evaluation.scorers import Measured, Picture, ScorerUnavailable, Statistic, Summary
-from ras_dit.evaluation.statistics import bootstrap_means, interval, mean_statistic
+from ras_dit.evaluation.statistics import average_statistic, bootstrap_means, interval
 
 _PHRASES = ("a photo of a {colour} {name}", "a photo of a {colour}-colored {name}")
 _ANY_PHRASE = "a photo of a {colour} object"
@@ -80,7 +80,7 @@ class GenEvalScorer:
             chosen = [number for number, tag in enumerate(tags) if tag == task]
             members = [pictures[number] for number in chosen]
             statistics.append(
-                mean_statistic(f"GenEval {task}", correct[chosen], members, better="higher")
+                average_statistic(f"GenEval {task}", correct[chosen], members, better="higher")
             )
             draws.append(bootstrap_means(correct[chosen], [p.group for p in members]))
         overall = np.mean(draws, axis=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ras_dit.errors import RASError
+from ras_dit.evaluation.files import read_checked
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -33,17 +33,7 @@ def check_picture(path: Path, sha256: str) -> None:
     Raises:
         RASError: If it is missing, or its bytes do not hash to ``sha256``.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RASError(
-            f"the picture {str(path)!r} cannot be read ({error.strerror}); run generate again"
-        ) from error
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise RASError(
-            f"the picture {str(path)!r} is not the one that was made; remove it, and run generate "
-            "again"
-        )
+    read_checked(path, sha256, "picture", "is not the one that was made")
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:

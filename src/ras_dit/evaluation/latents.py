@@ -5,7 +5,6 @@ Pictures are rounded to 8 bits and pass a decoder; latents are what a sampler it
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -16,10 +15,12 @@ import torch
 from numpy.typing import NDArray
 
 from ras_dit.errors import RASError
-from ras_dit.evaluation.scorers import Measured, Picture, Stored, Summary
-from ras_dit.evaluation.statistics import mean_statistic, median_statistic
+from ras_dit.evaluation.files import read_checked
+from ras_dit.evaluation.scorers import Average, Measured, Picture, Stored, Summary
+from ras_dit.evaluation.statistics import average_statistic
 
 _COLUMN = "latent-rmse"
+_AVERAGES: tuple[Average, ...] = ("median", "mean")
 
 
 def encode_latents(latents: torch.Tensor) -> bytes:
@@ -40,18 +41,7 @@ def read_latents(stored: Stored) -> NDArray[np.float32]:
     Raises:
         RASError: If it is missing or not the one that was made.
     """
-    try:
-        content = stored.path.read_bytes()
-    except OSError as error:
-        raise RASError(
-            f"the latents {str(stored.path)!r} cannot be read ({error.strerror}); "
-            "run generate again"
-        ) from error
-    if hashlib.sha256(content).hexdigest() != stored.sha256:
-        raise RASError(
-            f"the latents {str(stored.path)!r} are not those that were made; remove the file, and "
-            "run generate again"
-        )
+    content = read_checked(stored.path, stored.sha256, "latents", "are not those that were made")
     array: NDArray[np.float32] = np.load(BytesIO(content), allow_pickle=False)
     return array
 
@@ -77,13 +67,16 @@ class LatentScorer:
         """Median and mean: single pictures can jump to another motif, which only the mean shows."""
         values = [row[_COLUMN] for row in measured.rows]
         return Summary(
-            (
-                median_statistic(
-                    "median latent RMSE", values, pictures, better="lower", column=_COLUMN
-                ),
-                mean_statistic(
-                    "mean latent RMSE", values, pictures, better="lower", column=_COLUMN
-                ),
+            tuple(
+                average_statistic(
+                    f"{average} latent RMSE",
+                    values,
+                    pictures,
+                    better="lower",
+                    average=average,
+                    column=_COLUMN,
+                )
+                for average in _AVERAGES
             )
         )
 

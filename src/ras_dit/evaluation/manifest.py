@@ -25,7 +25,7 @@ from ras_dit.evaluation.prompts import Prompt, Shot, read_count, read_shots
 from ras_dit.evaluation.rows import Row, add_controls, add_reference, read_controls, read_rows
 from ras_dit.loading import call_defaults, locate
 from ras_dit.outline import read_outline
-from ras_dit.planning import plan_table
+from ras_dit.planning import plan_outline
 
 MANIFEST = "manifest.json"
 SETTINGS = "settings.json"
@@ -169,17 +169,7 @@ def plan_evaluation(data: Mapping[str, Any], place: Path) -> tuple[Manifest, Set
         evaluations = outline.num_evaluations(steps)
         if config is None:
             return float(evaluations)
-        table = plan_table(
-            outline.work,
-            config,
-            evaluations,
-            layout.grid,
-            num_text_tokens=layout.num_text,
-            branches=outline.branches,
-            num_references=layout.num_references,
-            head_width=outline.head_width,
-        )
-        return evaluations / table.limit
+        return evaluations / plan_outline(outline, config, evaluations, layout).limit
 
     rows = read_rows(data.get("rows"), data.get("grid"), cost)
     rows = add_reference(rows, read_count(data, "reference_steps"), cost)

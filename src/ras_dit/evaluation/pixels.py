@@ -13,7 +13,7 @@ from ras_dit.errors import RASError
 from ras_dit.evaluation.files import checksum
 from ras_dit.evaluation.images import read_batch
 from ras_dit.evaluation.scorers import Better, Measured, Picture, ScorerUnavailable, Summary
-from ras_dit.evaluation.statistics import mean_statistic
+from ras_dit.evaluation.statistics import average_statistic
 
 # Equal pictures have no finite PSNR; a mean needs one.
 MOST_DECIBELS = 100.0
@@ -69,7 +69,7 @@ class PairScorer:
 
     def summarise(self, measured: Measured, pictures: Sequence[Picture]) -> Summary:
         """The mean."""
-        statistic = mean_statistic(
+        statistic = average_statistic(
             self._heading,
             [row[self._name] for row in measured.rows],
             pictures,

@@ -58,6 +58,11 @@ def draw_plot(title: str, results: Sequence[RowResult]) -> bytes:
         figure.legend(
             handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False
         )
+    return as_png(figure)
+
+
+def as_png(figure: Any) -> bytes:
+    """A figure of matplotlib as a file: the same figure gives the same bytes."""
     buffer = BytesIO()
     # Without the release of matplotlib in it, equal results give equal files for longer.
     figure.savefig(buffer, format="png", dpi=130, metadata={"Software": None})

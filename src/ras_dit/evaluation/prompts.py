@@ -71,15 +71,15 @@ def read_prompts(
     """
     if count is not None and count < 1:
         raise RASError(f"count={count} prompts; expected at least 1")
-    if source in _GRAMMARS:
+    if source in GRAMMARS:
         if file is not None:
             raise RASError(f"the source {source!r} takes no file; leave file out")
         if count is None:
             raise RASError(f"the source {source!r} has no end; say how many with count")
-        return _scenes(count, seed, detailed=_GRAMMARS[source])
+        return _scenes(count, seed, detailed=GRAMMARS[source])
     if source not in _READERS:
         raise RASError(
-            f"source={source!r} is unknown; expected one of {', '.join((*_READERS, *_GRAMMARS))}"
+            f"source={source!r} is unknown; expected one of {', '.join((*_READERS, *GRAMMARS))}"
         )
     if file is None:
         raise RASError(f"the source {source!r} needs a file; say which with file")
@@ -289,4 +289,4 @@ _READERS: Mapping[str, Callable[[Path, str | None], Iterator[Prompt]]] = {
     "text": _plain,
     "jsonl": _jsonl,
 }
-_GRAMMARS: Mapping[str, bool] = {"grammar": False, "grammar-detailed": True}
+GRAMMARS: Mapping[str, bool] = {"grammar": False, "grammar-detailed": True}

@@ -77,7 +77,7 @@ def measured_files(
     path = measured_path(name, row, unit)
     files = {}
     if measured.arrays:
-        files[_beside(path)] = _packed(measured.arrays)
+        files[features_path(path)] = _packed(measured.arrays)
     rows = [{"picture": p.index, **r} for p, r in zip(pictures, measured.rows, strict=True)]
     record = {
         "identity": identity_of(scorer),
@@ -183,7 +183,7 @@ def _check_files(pictures: Sequence[Picture]) -> None:
 def _measured(folder: Path, name: str, row: str, unit: int, record: Mapping[str, Any]) -> Measured:
     arrays = {}
     if record["arrays"]:
-        path = folder / _beside(measured_path(name, row, unit))
+        path = folder / features_path(measured_path(name, row, unit))
         try:
             arrays = load_arrays(path.read_bytes())
         # safetensors has an error of its own for damaged files.
@@ -210,5 +210,6 @@ def _packed(arrays: Mapping[str, Any]) -> bytes:
     return bytes(save_arrays({name: np.ascontiguousarray(a) for name, a in arrays.items()}))
 
 
-def _beside(path: str) -> str:
+def features_path(path: str) -> str:
+    """Path of the features beside what was measured of a unit."""
     return f"{path.removesuffix('.json')}.safetensors"

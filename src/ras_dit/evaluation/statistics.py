@@ -14,50 +14,27 @@ _LOW, _HIGH = 2.5, 97.5
 _DRAWN_AT_ONCE = 2**20
 
 
-def mean_statistic(
+def average_statistic(
     name: str,
     values: ArrayLike,
     pictures: Sequence[Picture],
     *,
     better: Better,
+    average: Average = "mean",
     column: str | None = None,
     unit: str = "",
 ) -> Statistic:
-    """The mean of a per-picture number, with its 95 % interval.
+    """An average of a per-picture number, with its 95 % interval.
 
     Args:
         name: Heading in the report.
         values: One number per picture.
         pictures: The pictures.
         better: Whether higher or lower is better.
+        average: Of which kind.
         column: Name of the column that the numbers stand in.
         unit: For the heading.
     """
-    return _statistic(name, values, pictures, "mean", better, column, unit)
-
-
-def median_statistic(
-    name: str,
-    values: ArrayLike,
-    pictures: Sequence[Picture],
-    *,
-    better: Better,
-    column: str | None = None,
-    unit: str = "",
-) -> Statistic:
-    """The median of a per-picture number, with its 95 % interval; as :func:`mean_statistic`."""
-    return _statistic(name, values, pictures, "median", better, column, unit)
-
-
-def _statistic(
-    name: str,
-    values: ArrayLike,
-    pictures: Sequence[Picture],
-    average: Average,
-    better: Better,
-    column: str | None,
-    unit: str,
-) -> Statistic:
     numbers = np.asarray(values, dtype=np.float64)
     draws = bootstrap(numbers, [picture.group for picture in pictures], average)
     low, high = interval(draws)

@@ -5,9 +5,8 @@ Everything heavy is imported inside the command, so that mounting it costs nothi
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,32 +18,15 @@ from ras_dit.errors import RASError
 if TYPE_CHECKING:
     from ras_dit.evaluation.prompts import Prompt
 
-_GRAMMARS = ("grammar", "grammar-detailed")
 # Away from the small seeds that evaluations start from, so that those stay held out.
 _SEED = 100_000
 
-_Model = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL",
-        help="A folder, or owner/name on a hub.",
-        show_default="the embedded model",
-    ),
-]
 _Cost = Annotated[
     float | None, typer.Option(help="The most that a picture may cost, in dense steps.")
 ]
 _Fidelity = Annotated[
     float | None,
     typer.Option(help="In place of --cost: the least median PSNR to the reference, dB."),
-]
-_Prompts = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FILE",
-        help="A prompt per line, or JSON lines (.jsonl); grammar: scenes of the embedded model.",
-        show_default="grammar, for the embedded model",
-    ),
 ]
 _Images = Annotated[int, typer.Option(min=1, help="Pictures of the search.")]
 _Check = Annotated[
@@ -66,10 +48,10 @@ _Out = Annotated[Path, typer.Option(metavar="FILE.yaml", help="The preset.")]
 
 def tune_command(
     *,
-    model: _Model = None,
+    model: options.ModelArgument = None,
     cost: _Cost = None,
     fidelity: _Fidelity = None,
-    prompts: _Prompts = None,
+    prompts: options.PromptFile = None,
     images: _Images = 8,
     check: _Check = 8,
     trials: _Trials = 60,
@@ -90,6 +72,7 @@ def tune_command(
 
     Writes FILE.yaml, which ras_dit.enable and --config load, and FILE.md, the report.
     """
+    from ras_dit.console import counting, quiet_libraries
     from ras_dit.evaluation.manifest import parse_size
     from ras_dit.generate import Job
     from ras_dit.loading import call_defaults, load_pipeline
@@ -102,7 +85,9 @@ def tune_command(
     target = Target(cost=cost, fidelity=fidelity)
     width, height = parse_size(size)
     defaults = call_defaults(model)
-    chosen, others = split(read(prompts, images + check, model, seed), images, check)
+    # Some scenes of the grammar are told in the same words.
+    texts = options.read_prompt_file(prompts, model, seed=seed, scenes=2 * (images + check))
+    chosen, others = split(texts, images, check)
 
     def job(texts: Sequence[str], first: int) -> Job:
         return Job(
@@ -114,7 +99,7 @@ def tune_command(
             max_sequence_length=max_sequence_length or defaults.max_sequence_length,
         )
 
-    with _progress(verbose=verbose) as on_trial:
+    with quiet_libraries(verbose=verbose), counting("tuning") as on_trial:
         pipeline = load_pipeline(model, dtype=dtype, device=device)
         searched, checked = (
             Gauge(pipeline, part, reference_steps=reference_steps, batch=batch)
@@ -135,25 +120,6 @@ def tune_command(
     typer.echo(verdict(found))
 
 
-def read(source: str | None, count: int, model: str | None, seed: int) -> tuple[Prompt, ...]:
-    """The prompts of ``--prompts``: all of a file, or so many different scenes.
-
-    Raises:
-        RASError: If there is none.
-    """
-    from ras_dit.evaluation.prompts import read_prompts
-
-    if source is None and model is not None:
-        raise RASError(
-            "say what to make with --prompts FILE: a text file with a prompt per line, or JSON "
-            "lines with the field prompt"
-        )
-    if source is None or source in _GRAMMARS:
-        return read_prompts(source or _GRAMMARS[0], count=2 * count, seed=seed)
-    file = Path(source).expanduser()
-    return read_prompts("jsonl" if file.suffix == ".jsonl" else "text", file)
-
-
 def split(prompts: Sequence[Prompt], images: int, check: int) -> tuple[list[str], list[str]]:
     """Prompts for the search and others for the check; few prompts serve several pictures.
 
@@ -172,18 +138,3 @@ def split(prompts: Sequence[Prompt], images: int, check: int) -> tuple[list[str]
     parts = (texts[:share], images), (texts[share:], check)
     first, second = (list(itertools.islice(itertools.cycle(own), count)) for own, count in parts)
     return first, second
-
-
-@contextlib.contextmanager
-def _progress(*, verbose: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar over the trials, where stderr is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from ras_dit.console import quiet_libraries
-
-    console = Console(stderr=True)
-    bar = Progress(console=console, transient=True, disable=not console.is_terminal)
-    with quiet_libraries(verbose=verbose), bar:
-        task = bar.add_task("tuning", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

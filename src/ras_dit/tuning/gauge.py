@@ -14,7 +14,7 @@ from ras_dit.engine import is_flow_euler
 from ras_dit.errors import RASError
 from ras_dit.generate import Job, check_size, psnr, takes_sigmas
 from ras_dit.model_outline import outline_of
-from ras_dit.planning import plan_table
+from ras_dit.planning import plan_outline
 from ras_dit.tuning.candidates import Candidate
 
 REFERENCE_STEPS = 112
@@ -123,19 +123,10 @@ class Gauge:
         Raises:
             RASError: If the candidate's schedule does not fit its steps.
         """
-        if candidate.config is None:
-            return float(candidate.steps)
-        table = plan_table(
-            self._outline.work,
-            candidate.config,
-            candidate.steps,
-            self._layout.grid,
-            num_text_tokens=self._layout.num_text,
-            branches=self._outline.branches,
-            num_references=self._layout.num_references,
-            head_width=self._outline.head_width,
-        )
-        return candidate.steps / table.limit
+        config, steps = candidate.config, candidate.steps
+        if config is None:
+            return float(steps)
+        return steps / plan_outline(self._outline, config, steps, self._layout).limit
 
     def measure(self, candidate: Candidate) -> Measured:
         """All pictures of a candidate."""

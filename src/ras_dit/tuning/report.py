@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from ras_dit.errors import RASError
+from ras_dit.evaluation.markdown import table
 from ras_dit.tuning.calibrate import Tuned, Tuning
 
 _SUFFIXES = (".yaml", ".yml")
@@ -81,7 +82,6 @@ def report_text(found: Tuning) -> str:
     named = (("preset", found.presets), ("dense", found.controls))
     for name, runs in named:
         rows += [_row(f"{name} {number}", run) for number, run in enumerate(runs, 1)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     told = {k: v for k, v in facts.items() if k not in {"prompts", "seeds", "parts"}}
     explained = (
         f"{found.trials} candidates were tried. Errors are median root mean square distances of "
@@ -94,7 +94,7 @@ def report_text(found: Tuning) -> str:
             f"# A preset of {found.target}",
             verdict(found),
             explained,
-            table,
+            table(rows),
             _measured_on("The search", facts),
             _measured_on("The other pictures", found.check_facts),
             ", ".join(f"{name}: {value}" for name, value in told.items()) + ".\n",
