@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -67,13 +68,17 @@ def uneven_times(steps: int = 10) -> torch.Tensor:
     return 3 * shifted / (1 + 2 * shifted)
 
 
-def test_lines_are_exact_where_the_velocity_is_linear() -> None:
+@pytest.mark.parametrize(
+    "rules",
+    [LineRules(linear=True, second_order=True), LineRules(True, None, True, damps_steps=True)],
+)
+def test_lines_are_exact_where_the_velocity_is_linear(rules: LineRules) -> None:
     """Whatever the sets and the steps: only the first step, of order 1, is in error."""
     base, slope = latents(), latents().flip(0)
     times = uneven_times()
     # The last step is of order 1 on purpose: end before it.
     end, lines = drive(
-        LineRules(linear=True, second_order=True),
+        rules,
         lambda t: base + slope * t,
         torch.cat([times, times[-1:]]),
         SETS,
@@ -85,7 +90,59 @@ def test_lines_are_exact_where_the_velocity_is_linear() -> None:
     assert lines.predicted_errors(10).max() < 1e-4
 
 
-@pytest.mark.parametrize("rules", [LineRules(correction_age=9), LineRules(True, 0.5, True, 9)])
+def test_the_measured_damping() -> None:
+    """How much of the last slopes went on, over refreshed tokens, per image, within [0, 1]."""
+    times = torch.tensor([1.0, 0.9, 0.7, 0.6, 0.5, 0.4, 0.3, 0.0])
+    base, slope = latents(), latents().flip(0)
+    other = latents().roll(1, 2)
+    other -= slope * ((other * slope).sum((1, 2, 3)) / slope.square().sum((1, 2, 3))).view(
+        2, 1, 1, 1
+    )
+    factors = torch.tensor([0.5, -2.0]).view(2, 1, 1, 1)
+    slopes = [slope, factors * slope + other, 3 * (factors * slope + other), slope]
+    rules = LineRules(linear=True, damping=None, second_order=True, damps_steps=True)
+    lines = Lines(rules, PixelMap(base, sort, TOKENS), TOKENS, times)
+    values = [base]
+    for step, along in enumerate(slopes):
+        values.append(values[-1] + along * (times[step + 1] - times[step]))
+    made = [lines.advance(value, base, None, step)[0] for step, value in enumerate(values[:4])]
+    half = ((times[1:] - times[:-1]) / 2).tolist()
+    torch.testing.assert_close(made[0], values[0])
+    torch.testing.assert_close(made[1], values[1] + half[1] * slopes[0])  # nothing to go by yet
+    expected = values[2] + factors.clamp(min=0) * half[2] * slopes[1]
+    torch.testing.assert_close(made[2], expected)
+    torch.testing.assert_close(made[3], values[3] + half[3] * slopes[2])
+    # One token is refreshed, with a fifth of its slope; all of the image go on by that.
+    one = torch.tensor([[2], [2]])
+    value = values[3] + 0.2 * slopes[2] * (times[4] - times[3])
+    last, _ = lines.advance(value, base, one, 4)
+    fresh = value + 0.2 * half[4] * 0.2 * slopes[2]
+    left = values[3] + 0.2 * (times[4] - times[3] + half[4]) * slopes[2]
+    chosen = torch.zeros(2, TOKENS).scatter_(1, one, 1.0)[..., None, None] > 0
+    torch.testing.assert_close(sort(last), torch.where(chosen, sort(fresh), sort(left)))
+
+
+@pytest.mark.parametrize("longest", [1, 2])
+def test_a_line_is_followed_to_its_age(longest: int) -> None:
+    """With its mean over each step up to there, and held where it is from then on."""
+    times = torch.tensor([1.0, 0.9, 0.7, 0.6, 0.4, 0.3, 0.0])
+    rules = LineRules(linear=True, damping=0.5, second_order=True, longest=longest)
+    base, slope = latents(), latents().flip(0)
+    lines = Lines(rules, PixelMap(base, sort, TOKENS), TOKENS, times)
+    one = torch.tensor([[0], [0]])
+    for step in range(5):
+        noise, _ = lines.advance(base + slope * times[step], base, one if step > 1 else None, step)
+        if step < 2:
+            continue
+        middle = (times[step] + times[step + 1]) / 2
+        reached = middle if step < 1 + longest else times[1 + longest]
+        expected = base + slope * (times[1] + 0.5 * (reached - times[1]))
+        torch.testing.assert_close(sort(noise)[:, 1:], sort(expected)[:, 1:])
+
+
+@pytest.mark.parametrize(
+    "rules", [LineRules(correction_age=9), LineRules(True, 0.5, True, correction_age=9)]
+)
 def test_corrected_steps_are_the_trapezoidal_rule(rules: LineRules) -> None:
     """Exact for a linear velocity at a dense end, whatever was integrated in between."""
     base, slope = latents(), latents().flip(0)
@@ -197,59 +254,80 @@ class ByTheBook(FlowMatchEulerDiscreteScheduler):
     """The same method, token by token in float64 lists, from a trace's active tokens."""
 
     trace: ras_dit.Trace
-    rules = (3, True, 0.75)  # correction age, second order, damping
+    rules = LineRules(True, 0.75, True, correction_age=3)
     patch = 2
 
     def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
         super().set_timesteps(*args, **kwargs)
         self.lines: dict[tuple[int, int], dict[str, Any]] = {}
+        self.going_on = defaultdict(lambda: 1.0)
         self.number = 0
 
     def step(self, model_output: Any, timestep: Any, sample: Any, **_: Any) -> Any:
-        number = self.number
+        number, rules = self.number, self.rules
         self.number += 1
         now, then = float(self.sigmas[number]), float(self.sigmas[number + 1])
-        correction, second, damping = self.rules
-        is_last = number + 2 == len(self.sigmas) or not second
+        middle = (then - now) / 2
+        if number + 2 == len(self.sigmas) or not rules.second_order:
+            middle = 0.0
         active = self.trace.steps[number].active
         noise, result = model_output.double(), sample.double().clone()
-        width = sample.shape[-1] // self.patch
+        tokens = noise.shape[-1] * noise.shape[-2] // self.patch**2
         for image in range(sample.shape[0]):
-            chosen = None if active is None else set(active[image].tolist())
-            for token in range(sample.shape[-2] // self.patch * width):
-                row, column = divmod(token, width)
-                rows = slice(row * self.patch, (row + 1) * self.patch)
-                columns = slice(column * self.patch, (column + 1) * self.patch)
-                place = (image, slice(None), rows, columns)
-                line = self.lines.setdefault((image, token), {"age": 0})
-                line["age"] += 1
-                fresh = chosen is None or token in chosen
-                if fresh:
-                    value = noise[place]
-                    if "value" in line:
-                        gap = now - line["time"]
-                        if line["age"] <= correction:
-                            trapezoid = (line["value"] + value) / 2 * gap
-                            result[place] += trapezoid - line["gone"]
-                        line["slope"] = (value - line["value"]) / gap
-                    line |= {"value": value, "time": now, "age": 0, "gone": 0.0}
-                middle = 0.0 if is_last else (then - now) / 2
-                along = middle if fresh else damping * (now - line["time"] + middle)
+            chosen = set(range(tokens)) if active is None else set(active[image].tolist())
+            alike = size = 0.0
+            for token in chosen:
+                line = self.lines.get((image, token))
+                place = self.place(image, token, noise)
+                new = {"value": noise[place], "number": number, "gone": 0.0}
+                if line is not None:
+                    gap = now - self.time_of(line)
+                    if number - line["number"] <= rules.correction_age:
+                        trapezoid = (line["value"] + new["value"]) / 2 * gap
+                        result[place] += trapezoid - line["gone"]
+                    new["slope"] = (new["value"] - line["value"]) / gap
+                    if "slope" in line:
+                        alike += float((new["slope"] * line["slope"]).sum())
+                        size += float(line["slope"].square().sum())
+                self.lines[image, token] = new
+            if size:
+                self.going_on[image] = min(1.0, max(0.0, alike / size))
+            measured = self.going_on[image]
+            for token in range(tokens):
+                line, place = self.lines[image, token], self.place(image, token, noise)
+                damping = measured if rules.damping is None else rules.damping
+                along = damping * (now - self.time_of(line) + middle)
+                if token in chosen:
+                    along = middle * (measured if rules.damps_steps else 1.0)
                 mean = line["value"] + line.get("slope", 0.0) * along
                 line["gone"] = line["gone"] + mean * (then - now)
                 result[place] += mean * (then - now)
         return (result.to(sample.dtype),)
 
+    def time_of(self, line: dict[str, Any]) -> float:
+        return float(self.sigmas[line["number"]])
 
-def test_a_sparse_run_equals_the_reference_with_the_same_forecasts() -> None:
+    def place(self, image: int, token: int, noise: torch.Tensor) -> tuple[Any, ...]:
+        row, column = divmod(token, noise.shape[-1] // self.patch)
+        rows = slice(row * self.patch, (row + 1) * self.patch)
+        return (image, slice(None), rows, slice(column * self.patch, (column + 1) * self.patch))
+
+
+@pytest.mark.parametrize("measured", [False, True])
+def test_a_sparse_run_equals_the_reference_with_the_same_forecasts(measured: bool) -> None:
+    damped: dict[str, Any] = {"forecast_damping": 0.75}
+    if measured:
+        damped = {"forecast_damping": "auto", "solver": "damped-ab2"}
     pipe = sd3_pipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))
-    with ras_dit.enable(pipe, **SPARSE, **BEST, forecast_damping=0.75) as handle:
+    with ras_dit.enable(pipe, **SPARSE, **(BEST | damped)) as handle:
         sparse = pipe(**sd3_inputs(2)).images
     trace = handle.trace
     assert trace is not None
     assert any(step.kind == "sparse" for step in trace.steps)
     pipe.scheduler = ByTheBook(shift=3.0)
     pipe.scheduler.trace = trace
+    if measured:
+        pipe.scheduler.rules = LineRules(True, None, True, damps_steps=True, correction_age=3)
     reference = masked_reference(pipe, trace, **sd3_inputs(2))
     torch.testing.assert_close(sparse, reference, atol=2e-4, rtol=0)
     with ras_dit.enable(sd3_pipeline(), replay=trace):
@@ -277,7 +355,7 @@ def test_skipped_steps_do_not_run_the_transformer(forecast: Any) -> None:
     assert [step.num_active for step in again.steps] == [step.num_active for step in trace.steps]
     if forecast == "linear":
         pipe.scheduler = ByTheBook(shift=3.0)
-        pipe.scheduler.trace, pipe.scheduler.rules = trace, (0, False, 1.0)
+        pipe.scheduler.trace, pipe.scheduler.rules = trace, LineRules(linear=True)
     reference = masked_reference(pipe, trace, **sd3_inputs(2))
     torch.testing.assert_close(sparse, reference, atol=2e-4, rtol=0)
     with ras_dit.enable(pipe, replay=trace):
@@ -402,6 +480,7 @@ def test_dense_steps_come_on_demand() -> None:
         ("solver", "heun"),
         ("forecast_damping", 0.0),
         ("forecast_damping", 1.5),
+        ("forecast_damping", "measured"),
         ("correction_age", -1),
         ("tolerance", 0.0),
         ("reset_tolerance", float("nan")),

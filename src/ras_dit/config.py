@@ -32,7 +32,7 @@ Schedule = Literal["constant", "linear"] | tuple[float, ...] | Callable[[int, in
 Starvation = Literal["total", "since_refresh"]
 Text = Literal["fresh", "keep"]
 Forecast = Literal["hold", "linear"]
-Solver = Literal["stock", "ab2"]
+Solver = Literal["stock", "ab2", "damped-ab2"]
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
 # Resets of the paper as fractions of the selective window: 12 and 20 of 28 and of 30 steps.
@@ -102,7 +102,8 @@ class RASConfig:
         forecast: What stands for a token that is left out: ``"hold"``, its last output (the paper),
             or ``"linear"``, a line through its last two fresh outputs over the noise level. For
             flow matching with the Euler scheduler; with others outputs are held, with a warning.
-        forecast_damping: Factor of that line's slope, in (0, 1].
+        forecast_damping: Factor of that line's slope, in (0, 1]; or ``"auto"``, the factor with
+            which the last slopes of the image's tokens would have come nearest to the new ones.
         forecast_keys: Factor, in [0, 1], with which the cached keys and values of tokens that are
             left out move on along their last change, over the noise level; 0 holds them (the
             paper). Takes as much memory again as the caches. Under the same condition, and not
@@ -110,8 +111,9 @@ class RASConfig:
         forecast_age: Scheduler steps after a token's refresh over which its output, keys and
             values are forecast; from then on they are held where they are. ``None`` for no limit.
         solver: ``"stock"``, the scheduler's own steps, or ``"ab2"``, those of the two-step
-            Adams-Bashforth method for every token by itself, under the same condition as
-            ``forecast``.
+            Adams-Bashforth method for every token by itself, or ``"damped-ab2"``, these with
+            slopes damped by the factor of ``forecast_damping="auto"``, which is better where steps
+            are few. Under the same condition as ``forecast``.
         correction_age: When a token is refreshed, its step since its last refresh is corrected to
             the trapezoidal rule if it is no more than so many scheduler steps long; 0 for never.
             Under the same condition.
@@ -149,7 +151,7 @@ class RASConfig:
     cache_dtype: CacheDtype = "model"
     offload_cache: bool = False
     forecast: Forecast = "hold"
-    forecast_damping: float = 1.0
+    forecast_damping: float | Literal["auto"] = 1.0
     forecast_keys: float = 0.0
     forecast_age: int | None = None
     solver: Solver = "stock"
@@ -169,7 +171,13 @@ class RASConfig:
             object.__setattr__(self, "starvation_scale", float(self.starvation_scale))
         check_choice("forecast", self.forecast, get_args(Forecast))
         check_choice("solver", self.solver, get_args(Solver))
-        check_number("forecast_damping", self.forecast_damping, "in (0, 1]", lambda x: 0 < x <= 1)
+        if self.forecast_damping != "auto":
+            check_number(
+                "forecast_damping",
+                self.forecast_damping,
+                'in (0, 1] or "auto"',
+                lambda x: 0 < x <= 1,
+            )
         check_int("correction_age", self.correction_age, 0, "0 corrects nothing")
         for name in ("tolerance", "reset_tolerance"):
             if getattr(self, name) is not None:
@@ -315,9 +323,10 @@ class RASConfig:
         """What a run does with each token's line."""
         return LineRules(
             linear=self.forecast == "linear",
-            damping=self.forecast_damping,
+            damping=None if self.forecast_damping == "auto" else self.forecast_damping,
             longest=self.forecast_age,
-            second_order=self.solver == "ab2",
+            second_order=self.solver != "stock",
+            damps_steps=self.solver == "damped-ab2",
             correction_age=self.correction_age,
         )
 

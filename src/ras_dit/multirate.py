@@ -7,7 +7,8 @@ its last fresh output v, its slope and the noise level t of that output, so that
 - a token that is left out moves along its line, ``v + slope * (t_n - t)``;
 - an active one takes a step of the two-step Adams-Bashforth method, whose steps may vary;
 - the line's error at the next refresh, the *innovation*, is known for nothing: it predicts the
-  error to come, and corrects the token's long step to the trapezoidal rule.
+  error to come, and corrects the token's long step to the trapezoidal rule;
+- how much of their last slopes tokens went on along is known as well: lines may be damped by it.
 
 All of it becomes one noise prediction for an ordinary Euler scheduler, ``x + (t_next - t_n) * v``.
 Shape letters: B images, N image tokens, A active tokens; L is the shape of the noise prediction.
@@ -46,6 +47,8 @@ class Lines:
         self._travelled: torch.Tensor | None = None
         self._constants: torch.Tensor | None = None
         self._since = torch.empty(0)
+        # Factor of the slopes, [B, 1] once it was measured.
+        self._going_on: float | torch.Tensor = 1.0
         self._age = torch.empty(0)
 
     def advance(
@@ -82,12 +85,12 @@ class Lines:
         line_error = moved
         if self._slope is not None and self._rules.linear:
             followed = self._reached(step) - self._since
-            line_error = moved - self._slope * self._pixels.spread(followed * self._rules.damping)
+            line_error = moved - self._slope * self._pixels.spread(followed * self._damping)
         self._learn(line_error, gap, fresh)
         spread_fresh = None if fresh is None else self._pixels.spread(fresh)
         sample = self._corrected(sample, fresh_value, gap, fresh, spread_fresh)
         if self._rules.needs_slope:
-            self._turn(moved.div_(self._pixels.spread(gap)), spread_fresh)
+            self._turn(moved.div_(self._pixels.spread(gap)), fresh, spread_fresh)
         if fresh is None or spread_fresh is None:
             self._value = fresh_value
             self._since = torch.zeros_like(gap) + now
@@ -141,12 +144,37 @@ class Lines:
         newest = torch.lerp(self._constants, constants, _NEWEST)
         self._constants = newest if fresh is None else torch.where(fresh, newest, self._constants)
 
-    def _turn(self, secant: torch.Tensor, spread_fresh: torch.Tensor | None) -> None:
+    @property
+    def _damping(self) -> float | torch.Tensor:
+        """Factor of the slopes along which tokens that are left out move."""
+        return self._going_on if self._rules.damping is None else self._rules.damping
+
+    def _turn(
+        self,
+        secant: torch.Tensor,
+        fresh: torch.Tensor | None,
+        spread_fresh: torch.Tensor | None,
+    ) -> None:
         """Slopes of refreshed tokens, through their last two outputs."""
+        if self._rules.measures_damping and self._slope is not None:
+            self._measure(secant, self._slope, fresh)
         if spread_fresh is not None:
             old = 0.0 if self._slope is None else self._slope
             secant = torch.where(spread_fresh, secant, old)
         self._slope = secant
+
+    def _measure(
+        self, secant: torch.Tensor, slope: torch.Tensor, fresh: torch.Tensor | None
+    ) -> None:
+        """The factor with which each image's last slopes would have come nearest to its new ones.
+
+        Least squares over refreshed tokens, ``<new, last> / <last, last>``, kept in [0, 1].
+        """
+        alike, size = self._pixels.mean(secant * slope), self._pixels.mean(slope.square())
+        if fresh is not None:
+            alike, size = alike * fresh, size * fresh
+        alike, size = alike.sum(1, keepdim=True), size.sum(1, keepdim=True)
+        self._going_on = torch.where(size > 0, (alike / size).clamp(0, 1), self._going_on)
 
     def _corrected(
         self,
@@ -178,34 +206,42 @@ class Lines:
         step: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean output of every token over the step to come."""
-        rules = self._rules
-        is_last = step + 2 == len(self._times)
         length = self._times[step + 1] - self._times[step]
         assert self._value is not None
         effective = self._value
-        if self._slope is not None:
-            # The mean of a line over a step is its value in the middle; at the clean image there is
-            # nothing to gain from a second order, and often something to lose.
-            middle = length * 0.5 if rules.second_order and not is_last else length * 0.0
-            if fresh is None:
-                if rules.second_order and not is_last:
-                    effective = torch.addcmul(self._value, self._slope, middle)
-            else:
-                line = rules.damping if rules.linear else 0.0
-                followed = self._reached(step) - self._since
-                if rules.longest is None:
-                    followed = followed + middle
-                else:
-                    followed = torch.where(self._age < rules.longest, followed + middle, followed)
-                along = torch.where(fresh, middle, followed * line)
-                effective = torch.addcmul(self._value, self._slope, self._pixels.spread(along))
-        if rules.correction_age:
+        along = self._along(length, fresh, step)
+        if self._slope is not None and along is not None:
+            effective = torch.addcmul(effective, self._slope, self._pixels.spread(along))
+        if self._rules.correction_age:
             distance = effective * length
             kept = self._travelled
             self._travelled = distance if kept is None else kept.add_(distance)
         if effective is self._value and fresh is None:
             return noise_pred, sample
         return effective.to(noise_pred.dtype), sample
+
+    def _along(
+        self, length: torch.Tensor, fresh: torch.Tensor | None, step: int
+    ) -> torch.Tensor | None:
+        """How far from its last output each token's mean output is, ``[B, N]``; ``None`` for 0.
+
+        The mean of a line over a step is its value in the middle. At the clean image there is
+        nothing to gain from a second order, and often something to lose.
+        """
+        rules = self._rules
+        has_order_two = rules.second_order and step + 2 < len(self._times)
+        ahead = torch.zeros_like(self._age)
+        if has_order_two:
+            ahead += length * 0.5 * (self._going_on if rules.damps_steps else 1.0)
+        if fresh is None or not rules.linear:
+            if not has_order_two:
+                return None
+            return ahead if fresh is None else ahead * fresh
+        followed = self._reached(step) - self._since
+        if has_order_two:
+            goes_on = True if rules.longest is None else self._age < rules.longest
+            followed = followed + length * 0.5 * goes_on
+        return torch.where(fresh, ahead, followed * self._damping)
 
 
 def _mask(like: torch.Tensor, active: torch.Tensor) -> torch.Tensor:

@@ -15,15 +15,17 @@ class LineRules:
     Attributes:
         linear: Whether tokens that are left out move along their line; otherwise their last output
             is held.
-        damping: Factor of the slope for them, in (0, 1].
+        damping: Factor of the slope for them, in (0, 1]; ``None`` for the measured one.
         second_order: Whether steps are those of the two-step Adams-Bashforth method.
+        damps_steps: Whether the slope has the measured factor in these.
         correction_age: Steps up to which a refreshed token's long step is corrected; 0 for never.
         longest: Steps after a refresh over which a line is followed; ``None`` for no limit.
     """
 
     linear: bool = False
-    damping: float = 1.0
+    damping: float | None = 1.0
     second_order: bool = False
+    damps_steps: bool = False
     correction_age: int = 0
     longest: int | None = None
 
@@ -36,6 +38,11 @@ class LineRules:
     def needs_slope(self) -> bool:
         """Whether anything follows from a line's slope."""
         return self.linear or self.second_order
+
+    @property
+    def measures_damping(self) -> bool:
+        """Whether a factor of the slopes has to be measured."""
+        return (self.linear and self.damping is None) or (self.second_order and self.damps_steps)
 
     @property
     def order(self) -> int:

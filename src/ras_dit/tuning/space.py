@@ -62,12 +62,14 @@ class Dimension:
     for_dense: bool = False
 
 
+_SOLVERS = ("stock", "damped-ab2", "ab2")
+
 DIMENSIONS: tuple[Dimension, ...] = (
-    Dimension("solver", ("stock", "ab2"), lambda able, _: able.is_euler, for_dense=True),
+    Dimension("solver", _SOLVERS, lambda able, _: able.is_euler, for_dense=True),
     Dimension("forecast", ("hold", "linear"), lambda able, _: able.is_euler),
     Dimension(
         "forecast_damping",
-        (1.0, 0.75, 0.5, 0.25),
+        ("auto", 1.0, 0.5),
         lambda _, chosen: chosen.get("forecast") == "linear",
     ),
     Dimension("text", ("fresh", "keep"), lambda able, _: able.keeps_text),
@@ -111,7 +113,7 @@ class SparseSpace:
         return (
             common | {"pattern": "half", "forecast": "hold"},
             common | {"pattern": "dense, half", "forecast": "hold"},
-            common | {"pattern": "dense, skip", "forecast": "linear", "forecast_damping": 0.5},
+            common | {"pattern": "dense, skip", "forecast": "linear", "forecast_damping": "auto"},
         )
 
     def least(self) -> float:
@@ -175,7 +177,7 @@ class DenseSpace:
     @property
     def starts(self) -> Sequence[Mapping[str, Choice]]:
         """Both solvers with as many steps as may be."""
-        return tuple({"solver": solver, "fewer": 0, "shift": None} for solver in ("stock", "ab2"))
+        return tuple({"solver": solver, "fewer": 0, "shift": None} for solver in _SOLVERS)
 
     def choose(self, choose: Choose, budget: float) -> Candidate:
         """A candidate from its fields, its noise levels and how many steps are left out."""
