@@ -41,6 +41,29 @@ def test_windows_and_resets() -> None:
     assert kinds(RASConfig(sample_ratio=1.0), 6) == "dddddd"
 
 
+def test_a_tail_counted_from_the_end_fits_every_number_of_steps() -> None:
+    config = RASConfig(warmup_steps=2, stop_step=-2, reset_steps=())
+    assert kinds(config, 8) == "ddssssdd"
+    assert kinds(config, 5) == "ddsdd"
+    assert kinds(config, 1) == "d"
+
+
+def test_a_cycle_goes_over_and_over() -> None:
+    config = RASConfig(schedule="cycle", cycle=[0.5, 1.0, 0.0], warmup_steps=2, stop_step=-1)
+    counts = [step.num_active for step in plan_steps(config, 11, 80)]
+    assert counts == [80, 80, 40, 80, 0, 40, 80, 0, 40, 80, 80]
+    assert config.sample_ratio == 0.5
+    assert RASConfig.load(config.to_dict()) == config
+    # Resets stand in between; a cycle with dense steps has none of its own accord.
+    sparse = RASConfig(schedule="cycle", cycle=(0.25, 0.75, 0.0), warmup_steps=1)
+    counts = [step.num_active for step in plan_steps(sparse, 11, 80)]
+    assert counts == [80, 20, 60, 0, 20, 60, 80, 0, 20, 60, 0]
+    assert sparse.sample_ratio == 0.5
+    other = sparse.replace(cycle=(0.25, 0.0))
+    assert other.sample_ratio == 0.25
+    assert other.replace(schedule="constant", cycle=None) == RASConfig(warmup_steps=1)
+
+
 def test_a_reset_outside_the_run_is_refused() -> None:
     with pytest.raises(RASError, match=r"reset_steps=\[12, 20\] has 20, outside a run of 15"):
         plan_steps(RASConfig(reset_steps=(12, 20)), 15, 64)
@@ -115,6 +138,16 @@ def test_a_list_names_every_step() -> None:
         ({"schedule": (1.0, 0.5), "sample_ratio": 0.3}, "sample_ratio=0.3 cannot be met"),
         ({"first_ratio": 0.7}, "first_ratio=0.7 is for schedule"),
         ({"schedule": "linear", "first_ratio": 2.0}, "first_ratio=2.0"),
+        ({"schedule": "cycle"}, "needs cycle"),
+        ({"cycle": (0.5, 0.0)}, "is for schedule=\"cycle\" only, and the schedule is 'constant'"),
+        ({"schedule": "cycle", "cycle": 0.5}, "it is 0.5"),
+        ({"schedule": "cycle", "cycle": (0.5, 1.5)}, r"cycle\[1\]=1.5; expected in \[0, 1\]"),
+        ({"schedule": "cycle", "cycle": (1.0,)}, "dense steps only"),
+        ({"schedule": "cycle", "cycle": (0.0, 0.0)}, "skipped steps only"),
+        (
+            {"schedule": "cycle", "cycle": (0.5, 0.0), "sample_ratio": 0.3},
+            r"sample_ratio=0.3 cannot be met: cycle=\[0.5, 0.0\]",
+        ),
         ({"starvation": "never"}, "starvation='never'"),
     ],
 )

@@ -18,6 +18,8 @@ from ras_dit.validation import (
     check_flag,
     check_int,
     check_number,
+    check_stop,
+    checked_cycle,
     checked_ratios,
     checked_resets,
 )
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 Metric = Literal["std", "l2", "random", "innovation"]
 MetricFunction = Callable[["torch.Tensor"], "torch.Tensor"]
 Keep = Literal["low", "high", "auto"]
-Schedule = Literal["constant", "linear"] | tuple[float, ...] | Callable[[int, int], float]
+Schedule = Literal["constant", "linear", "cycle"] | tuple[float, ...] | Callable[[int, int], float]
 Starvation = Literal["total", "since_refresh"]
 Text = Literal["fresh", "keep"]
 Forecast = Literal["hold", "linear"]
@@ -54,11 +56,12 @@ class RASConfig:
             step, in (0, 1]. 1.0 is the stock pipeline, bitwise.
         warmup_steps: Number of dense steps at the start, at least 1. ``None`` means
             ``min(4, steps // 4)``, at least 1 (the paper uses 4 of 28).
-        stop_step: Index of the first step of a dense tail; ``None`` for no such tail.
+        stop_step: Index of the first step of a dense tail, counted from the end where it is
+            negative (-1 for the last step); ``None`` for no such tail.
         reset_steps: Dense steps inside the selective window ``[warmup_steps, stop_step)`` that
             refresh every cache. ``"auto"`` spreads one per nine steps evenly (12 and 20 of 28, as
-            in the paper). Integers are step indices, floats in (0, 1) are fractions of the
-            window; an empty sequence means none.
+            in the paper), and none where a ``cycle`` has dense steps. Integers are step indices,
+            floats in (0, 1) are fractions of the window; an empty sequence means none.
         metric: What scores a token: ``"std"`` (Eq. 1), ``"l2"`` (supplementary material,
             section 6.1), ``"random"`` (the control of Table 8), ``"innovation"`` (the error that
             its forecast is expected to have, :mod:`ras_dit.multirate`), or a callable. A callable
@@ -78,6 +81,7 @@ class RASConfig:
             ``None`` leaves it to ``starvation_scale`` alone.
         schedule: How the ratio runs over the sparse steps. ``"constant"``; ``"linear"`` from
             ``first_ratio`` on, with mean ``sample_ratio`` (the paper's dynamic sampling ratio);
+            ``"cycle"``, the ratios of ``cycle`` over and over;
             a sequence with one ratio per step of the whole run (1.0 is a dense step, 0.0 one
             without the transformer: every output is held or forecast), which sets
             ``sample_ratio`` to its mean over the sparse steps; or a callable that gets the step's
@@ -85,6 +89,9 @@ class RASConfig:
         first_ratio: Ratio of the first sparse step of a ``"linear"`` schedule, in (0, 1]:
             above ``sample_ratio`` it falls, below it rises. ``None`` means
             ``min(1, 1.5 * sample_ratio)``.
+        cycle: Ratios of a ``"cycle"`` schedule, each in [0, 1], such as ``(0.5, 1.0, 0.0)`` for a
+            sparse step, a dense one and one without the transformer. Sets ``sample_ratio`` to the
+            mean over its sparse steps.
         granularity: The number of active tokens is a multiple of this (but never more than all
             tokens, and never fewer than one).
         seed: Seed of the ``"random"`` metric's own generator.
@@ -144,6 +151,7 @@ class RASConfig:
     max_dropped: int | Literal["auto"] | None = "auto"
     schedule: Schedule = "constant"
     first_ratio: float | None = None
+    cycle: tuple[float, ...] | None = None
     granularity: int = 1
     seed: int = 0
     text: Text = "fresh"
@@ -185,7 +193,7 @@ class RASConfig:
         if self.warmup_steps is not None:
             check_int("warmup_steps", self.warmup_steps, 1, "the caches need one dense step")
         if self.stop_step is not None:
-            check_int("stop_step", self.stop_step, 1, "use sample_ratio=1.0 for a dense run")
+            check_stop(self.stop_step, self.warmup_steps)
         check_int("granularity", self.granularity, 1, "1 means any number of active tokens")
         check_int("seed", self.seed, 0, "any non-negative integer will do")
         check_int("guidance_every", self.guidance_every, 1, "1 runs every branch in every step")
@@ -203,15 +211,6 @@ class RASConfig:
         check_flag("offload_cache", self.offload_cache)
         if self.max_dropped not in ("auto", None):
             check_int("max_dropped", self.max_dropped, 1, '"auto" or None will do, too')
-        if (
-            self.stop_step is not None
-            and self.warmup_steps is not None
-            and self.stop_step <= self.warmup_steps
-        ):
-            raise RASError(
-                f"stop_step={self.stop_step} leaves no sparse step after "
-                f"warmup_steps={self.warmup_steps}; raise stop_step or lower warmup_steps"
-            )
         self._check_forecasts()
         self._check_schedule()
 
@@ -249,30 +248,35 @@ class RASConfig:
                     f"choose first_ratio between {max(2 * self.sample_ratio - 1, 0):g} and "
                     f"{min(2 * self.sample_ratio, 1):g}"
                 )
-        elif isinstance(schedule, str) and schedule != "constant":
+        if schedule == "cycle" or self.cycle is not None:
+            cycle = checked_cycle(schedule, self.cycle)
+            object.__setattr__(self, "cycle", cycle)
+            self._set_ratio(f"cycle={list(cycle)}", cycle)
+        elif isinstance(schedule, str) and schedule not in ("constant", "linear"):
             raise RASError(
-                f'schedule={schedule!r} is unknown; expected "constant", "linear", a ratio per '
-                "step or a callable"
+                f'schedule={schedule!r} is unknown; expected "constant", "linear", "cycle", a '
+                "ratio per step or a callable"
             )
         elif not isinstance(schedule, str) and not callable(schedule):
-            self._check_ratios(schedule)
+            ratios = checked_ratios(schedule)
+            given = (self.warmup_steps, self.stop_step, self.reset_steps)
+            if given != (None, None, "auto"):
+                raise RASError(
+                    f"schedule={list(ratios)} names every step; leave out warmup_steps, stop_step "
+                    "and reset_steps, and write 1.0 for dense steps"
+                )
+            object.__setattr__(self, "schedule", ratios)
+            self._set_ratio(f"schedule={list(ratios)}", ratios)
 
-    def _check_ratios(self, schedule: object) -> None:
-        ratios = checked_ratios(schedule)
-        given = (self.warmup_steps, self.stop_step, self.reset_steps)
-        if given != (None, None, "auto"):
-            raise RASError(
-                f"schedule={list(ratios)} names every step; leave out warmup_steps, stop_step and "
-                "reset_steps, and write 1.0 for dense steps"
-            )
+    def _set_ratio(self, given: str, ratios: tuple[float, ...]) -> None:
+        """The mean over the sparse ones of some steps is the ``sample_ratio``."""
         sparse = [ratio for ratio in ratios if 0 < ratio < 1]
         mean = math.fsum(sparse) / len(sparse) if sparse else 1.0
         if self.sample_ratio not in (type(self).sample_ratio, mean):
             raise RASError(
-                f"sample_ratio={self.sample_ratio} cannot be met: schedule={list(ratios)} has "
-                f"mean {mean:g} over its sparse steps; leave sample_ratio out"
+                f"sample_ratio={self.sample_ratio} cannot be met: {given} has mean {mean:g} over "
+                "its sparse steps; leave sample_ratio out"
             )
-        object.__setattr__(self, "schedule", ratios)
         object.__setattr__(self, "sample_ratio", mean)
 
     @property
@@ -303,6 +307,7 @@ class RASConfig:
             self.guidance_every > 1
             or self.tolerance is not None
             or callable(schedule)
+            or 0.0 in (self.cycle or ())
             or (not isinstance(schedule, str) and 0.0 in schedule)
         )
 
@@ -426,6 +431,10 @@ class RASConfig:
         if unknown:
             names = ", ".join(field.name for field in dataclasses.fields(self))
             raise RASError(f"RASConfig has no field {', '.join(unknown)}; it has {names}")
+        if changes.keys() & {"schedule", "cycle"}:
+            # The ratio of listed ones is their mean: new ones have another.
+            is_listed = self.cycle is not None or isinstance(self.schedule, tuple)
+            changes = ({"sample_ratio": type(self).sample_ratio} if is_listed else {}) | changes
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:

@@ -141,6 +141,8 @@ def selective_window(config: RASConfig, num_evaluations: int) -> tuple[int, int]
     if start is None:
         start = default_warmup_steps(num_evaluations)
     stop = num_evaluations if config.stop_step is None else config.stop_step
+    if stop < 0:
+        stop = max(0, num_evaluations + stop)
     return start, min(stop, num_evaluations)
 
 
@@ -184,7 +186,8 @@ def _ratios(config: RASConfig, selective: list[int], num_evaluations: int) -> li
         first, last = config.ratio_range
         slope = (last - first) / (len(selective) - 1)
         return [first + slope * place for place in range(len(selective))]
-    return [config.sample_ratio] * len(selective)
+    cycle = config.cycle or (config.sample_ratio,)
+    return [cycle[place % len(cycle)] for place in range(len(selective))]
 
 
 def reset_indices(config: RASConfig, start: int, stop: int, num_evaluations: int) -> frozenset[int]:
@@ -196,6 +199,8 @@ def reset_indices(config: RASConfig, start: int, stop: int, num_evaluations: int
     resets = config.reset_steps
     window = max(0, stop - start)
     if resets == "auto":
+        if config.cycle is not None and 1.0 in config.cycle:
+            return frozenset()
         number = window // _STEPS_PER_AUTO_RESET
         return frozenset(start + round(window * (i + 1) / (number + 1)) for i in range(number))
     outside = [step for step in resets if step >= num_evaluations]

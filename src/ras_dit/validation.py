@@ -63,7 +63,8 @@ def checked_ratios(value: object) -> tuple[float, ...]:
     """A ratio for each step of a run, or a refusal."""
     if not isinstance(value, Sequence) or not value:
         raise RASError(
-            f'schedule={value!r}; expected "constant", "linear", a ratio per step or a callable'
+            f'schedule={value!r}; expected "constant", "linear", "cycle", a ratio per step or a '
+            "callable"
         )
     for index, ratio in enumerate(value):
         check_number(f"schedule[{index}]", ratio, "in [0, 1]", lambda x: 0 <= x <= 1)
@@ -72,3 +73,38 @@ def checked_ratios(value: object) -> tuple[float, ...]:
             f"schedule[0]={value[0]}; expected 1.0, because the caches need one dense step"
         )
     return tuple(float(ratio) for ratio in value)
+
+
+def checked_cycle(schedule: object, cycle: object) -> tuple[float, ...]:
+    """The ratios of a cycle, or a refusal."""
+    if schedule != "cycle":
+        raise RASError(
+            f'cycle={cycle!r} is for schedule="cycle" only, and the schedule is {schedule!r}; '
+            "leave it out or make the schedule a cycle"
+        )
+    if isinstance(cycle, str) or not isinstance(cycle, Sequence) or not cycle:
+        raise RASError(
+            f'schedule="cycle" needs cycle, ratios such as (0.5, 1.0, 0.0), and it is {cycle!r}'
+        )
+    for index, ratio in enumerate(cycle):
+        check_number(f"cycle[{index}]", ratio, "in [0, 1]", lambda x: 0 <= x <= 1)
+    if not any(cycle) or min(cycle) == 1:
+        raise RASError(
+            f"cycle={list(cycle)} has {'dense' if any(cycle) else 'skipped'} steps only; give it "
+            "others, too, or use sample_ratio=1.0 for a dense run"
+        )
+    return tuple(float(ratio) for ratio in cycle)
+
+
+def check_stop(stop_step: object, warmup_steps: int | None) -> None:
+    """Refuse a dense tail that begins nowhere, or leaves no step before it."""
+    if not isinstance(stop_step, int) or isinstance(stop_step, bool) or stop_step == 0:
+        raise RASError(
+            f"stop_step={stop_step!r}; expected an integer other than 0: an index, or a negative "
+            "one from the end, -1 for a dense last step (use sample_ratio=1.0 for a dense run)"
+        )
+    if warmup_steps is not None and 0 < stop_step <= warmup_steps:
+        raise RASError(
+            f"stop_step={stop_step} leaves no sparse step after warmup_steps={warmup_steps}; "
+            "raise stop_step or lower warmup_steps"
+        )

@@ -34,10 +34,10 @@ def at_cost(
     wanted = data["cost"]
     if isinstance(wanted, bool) or not isinstance(wanted, int | float) or not wanted > 0:
         raise RASError(f"{place} has cost={wanted!r}; expected a number of dense steps above 0")
-    if config is None or "sample_ratio" in data or not isinstance(config.schedule, str):
+    if config is None or "sample_ratio" in data or config.schedule not in ("constant", "linear"):
         raise RASError(
             f"{place} has cost={wanted:g}, which sets sample_ratio; give it to a region-adaptive "
-            "row without sample_ratio and without a ratio per step"
+            "row without sample_ratio, without a cycle and without a ratio per step"
         )
 
     def planned(number: int) -> float:
