@@ -42,7 +42,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "random": {"metric": "random"},
     "innovation": {"metric": "innovation"},
     "innovation, linear, ab2": {"metric": "innovation", "forecast": "linear", "solver": "ab2"},
-    "the same, corrected": {
+    "innovation, linear, damped-ab2": {
+        "metric": "innovation",
+        "forecast": "linear",
+        "forecast_damping": "auto",
+        "solver": "damped-ab2",
+    },
+    "innovation, linear, ab2, corrected": {
         "metric": "innovation",
         "forecast": "linear",
         "solver": "ab2",

@@ -12,6 +12,7 @@ import yaml
 
 from ras_dit import RASConfig, RASError
 from ras_dit.config_files import presets
+from ras_dit.schedule import plan_steps
 
 
 @pytest.mark.parametrize(
@@ -83,14 +84,22 @@ def test_the_limit_to_drops_in_a_row_follows_the_ratio() -> None:
 
 
 def test_every_preset_loads_by_its_name() -> None:
-    assert {"quality", "balanced", "fast"} <= set(presets())
+    assert set(presets()) == {"quality", "balanced", "fast", "multirate"}
     for name in presets():
         assert isinstance(RASConfig.load(name), RASConfig)
-    assert (
-        RASConfig.load("quality").sample_ratio
-        > RASConfig.load("balanced").sample_ratio
-        > RASConfig.load("fast").sample_ratio
-    )
+
+
+def test_presets_fit_every_number_of_steps_and_cost_what_they_say() -> None:
+    """At 28 steps in tokens; with fewer they save less, but never more than one says."""
+    shares = {}
+    for name in presets():
+        for steps in (1, 2, 4, 8, 28, 50):
+            plans = plan_steps(RASConfig.load(name), steps, 100)
+            assert all(plan.kind == "dense" for plan in (plans[0], *plans[-2:]))
+            shares[name, steps] = sum(plan.num_active for plan in plans) / 100
+    assert [shares[name, 28] for name in ("quality", "balanced", "fast")] == [17, 12, 9]
+    assert 15 < shares["multirate", 28] < 18
+    assert [shares["quality", steps] for steps in (1, 2, 4, 8, 50)] == [1, 2, 4, 7, 28]
 
 
 def test_plain_data_and_yaml_round_trip(tmp_path: Path) -> None:

@@ -36,11 +36,12 @@ from ras_dit.evaluation.rows import Row, changed_fields
 from ras_dit.evaluation.scorers import Picture
 from ras_dit.evaluation.statistics import average_statistic
 
-MAIN = {"euler", "ab2", "unipc", "paper-std", "multirate"}
+MAIN = {"euler", "ab2", "damped-ab2", "unipc", "paper-std", "multirate", "skips"}
+PRESETS = {"skips-17": "quality", "skips-11.5": "balanced", "skips-8.75": "fast"}
 DECIDING = (17.0, 11.5, 8.75)
 MEDIAN = STATISTICS[0]
 # Rows of the short run at 128x128 beside those at both sizes.
-SHORT = ("ab2", "paper-std", "linear-ab2")
+SHORT = ("ab2", "paper-std", "skips")
 
 
 def planned(name: str) -> Manifest:
@@ -64,6 +65,8 @@ def test_every_row_costs_what_it_is_named_after(name: str) -> None:
         else:
             assert row.cost == pytest.approx(cost, rel=WITHIN), row.name
         assert (kind == "ab2") == (row.sampling == RASConfig(sample_ratio=1.0, solver="ab2"))
+        if row.name in PRESETS:
+            assert row.sampling == RASConfig.load(PRESETS[row.name])
 
 
 def test_the_rows_that_decide_have_all_pictures_and_the_others_a_quarter() -> None:
@@ -76,8 +79,8 @@ def test_the_rows_that_decide_have_all_pictures_and_the_others_a_quarter() -> No
     found = {place_of(row) for row in manifest.rows[1:]}
     assert found >= {(kind, cost) for kind in MAIN for cost in COSTS}
     kinds = {kind for kind, _ in filter(None, found)}
-    assert kinds >= {"dpmpp", "paper-l2", "paper-random", "linear", "linear-ab2", "corrected"}
-    assert kinds >= {"skips", "by-chance", "damped", "held-ab2"}
+    assert kinds >= {"dpmpp", "paper-l2", "paper-random", "innovation", "held-skips"}
+    assert kinds >= {"by-chance", "by-std", "held", "linear", "held-damped-ab2", "undamped"}
     large = planned("256")
     assert len(large.shots) == 32
     assert {place_of(r) for r in large.rows[1:]} >= {(k, cost) for k in MAIN for cost in DECIDING}

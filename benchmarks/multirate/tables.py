@@ -25,6 +25,7 @@ CONTROLS: Mapping[str, str] = MappingProxyType(
         "paper-std": "(a) the paper's RAS",
         "euler": "(b) dense Euler",
         "ab2": "(c) dense AB2",
+        "damped-ab2": "(d) dense damped AB2",
     }
 )
 STATISTICS = ("median latent RMSE", "mean latent RMSE", "PSNR", "emoji kept", "FD-emoji")
