@@ -171,6 +171,7 @@ def test_plans_load_no_weights(
 BAD_PLANS = {
     "--steps 0": "'--steps'",
     "--sample-ratio 2": "(0, 1]",
+    "--size big": "--size='big' is no size; expected width and height as in 256x256",
     "--size 250x251": "width=250 is no multiple of 4",
     "--size 4000x4000": "limit of 96 pixels",
     "--paper sdxl": "sd3 and lumina",
@@ -224,7 +225,7 @@ BAD_WORDS = {
     "--sample-ratio 1.5": "(0, 1]",
     "--sample-ratio nan": "(0, 1]",
     "--sample-ratio x": "'--sample-ratio'",
-    "--preset nosuch": "balanced, fast, quality",
+    "--preset nosuch": "balanced, fast, multirate, quality",
     "--preset fast --sample-ratio .5": "exclude each other",
     "--preset fast --config x.yaml": "exclude each other",
     "--config nosuch.yaml": "nosuch.yaml",

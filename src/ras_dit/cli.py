@@ -42,6 +42,7 @@ from ras_dit.report import comparison_rows, run_line
 from ras_dit.study.commands import app as study_app
 from ras_dit.support import read_support
 from ras_dit.tuning.commands import tune_command
+from ras_dit.validation import parse_size
 from ras_dit.visualization import comparison as side_by_side
 from ras_dit.visualization import region_map
 
@@ -215,7 +216,7 @@ def _plan(
     A model is a folder, a hub id, or the name of a published one, such as FLUX.1-dev.
     """
     chosen = _configuration(sample_ratio, preset, config, paper)
-    width, height = _parse_size(size)
+    width, height = parse_size(size, "--size")
     with quiet_libraries(verbose=verbose):
         outline = read_outline(model, max_sequence_length=max_sequence_length)
         layout = outline.layout(width, height, frames)
@@ -279,7 +280,7 @@ def _job(
     max_sequence_length: int | None,
     model: str | None,
 ) -> Job:
-    width, height = _parse_size(size)
+    width, height = parse_size(size, "--size")
     defaults = call_defaults(model)
     return Job(
         prompts=tuple(prompts),
@@ -297,15 +298,6 @@ def _loaded(messages: Console, model: str | None, dtype: str, device: str, job: 
         pipeline = load_pipeline(model, dtype=dtype, device=device)
     check_size(pipeline, job)
     return pipeline
-
-
-def _parse_size(size: str | None) -> tuple[int | None, int | None]:
-    if size is None:
-        return None, None
-    match = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", size)
-    if match is None:
-        raise RASError(f"--size {size!r} is no size; expected width and height as in 256x256")
-    return int(match[1]), int(match[2])
 
 
 def slug(prompt: str) -> str:

@@ -339,7 +339,7 @@ class Engine:
             return noise_pred, sample
         handed_on = session.transform(noise_pred, sample)
         finished = session.end_step(noise_pred)
-        if session.is_past_first:
+        if session.made_one_step:
             self._warn_of_guidance(session)
         if finished:
             self._finished = session.recorder

@@ -103,7 +103,7 @@ class Session:
         return self._index > 0
 
     @property
-    def is_past_first(self) -> bool:
+    def made_one_step(self) -> bool:
         """Whether exactly one step was made."""
         return self._index == 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -34,6 +35,16 @@ def check_flag(name: str, value: object) -> None:
     """Refuse what is neither True nor False."""
     if not isinstance(value, bool):
         raise RASError(f"{name}={value!r}; expected True or False")
+
+
+def parse_size(text: object, name: str = "size") -> tuple[int | None, int | None]:
+    """Width and height of a text such as ``"256x256"``; ``None`` of ``None``."""
+    if text is None:
+        return None, None
+    match = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", str(text))
+    if match is None:
+        raise RASError(f"{name}={text!r} is no size; expected width and height as in 256x256")
+    return int(match[1]), int(match[2])
 
 
 def checked_resets(value: object) -> ResetSteps:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ras_dit import options
+from ras_dit.validation import parse_size
 
 if TYPE_CHECKING:
     from ras_dit.evaluation.prompts import Prompt
@@ -66,11 +67,10 @@ def diagnose(
     from ras_dit.diagnosis.measure import diagnose as measure
     from ras_dit.diagnosis.report import write_diagnosis
     from ras_dit.diagnosis.verdict import judge
-    from ras_dit.evaluation.manifest import parse_size
     from ras_dit.generate import Job
     from ras_dit.loading import call_defaults, load_pipeline
 
-    width, height = parse_size(size)
+    width, height = parse_size(size, "--size")
     chosen = options.read_prompt_file(
         prompts, model, seed=seed, scenes=count or _FROM_GRAMMAR, count=count
     )

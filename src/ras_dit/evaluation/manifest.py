@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -26,6 +25,7 @@ from ras_dit.evaluation.rows import Row, add_controls, add_reference, read_contr
 from ras_dit.loading import call_defaults, locate
 from ras_dit.outline import read_outline
 from ras_dit.planning import plan_outline
+from ras_dit.validation import parse_size
 
 MANIFEST = "manifest.json"
 SETTINGS = "settings.json"
@@ -335,20 +335,6 @@ def check_same(begun: Manifest, manifest: Manifest, place: Path) -> None:
         f"{str(place)!r} holds an evaluation with other {', '.join(changed)}{detail}; go on with "
         "what it was begun with, or leave it and begin in a new place"
     )
-
-
-def parse_size(text: object) -> tuple[int | None, int | None]:
-    """Width and height of a text such as ``"256x256"``; ``None`` of ``None``.
-
-    Raises:
-        RASError: If it is no size.
-    """
-    if text is None:
-        return None, None
-    match = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", str(text))
-    if match is None:
-        raise RASError(f"size={text!r}; expected width and height as in 256x256")
-    return int(match[1]), int(match[2])
 
 
 def _fingerprint(model: object) -> str:

@@ -25,13 +25,13 @@ from ras_dit.evaluation.manifest import (
     load_manifest,
     load_settings,
     manifest_digest,
-    parse_size,
     store,
 )
 from ras_dit.evaluation.rows import Row
 from ras_dit.evaluation.workshop import job_of, run_row, threads
 from ras_dit.generate import Generated
 from ras_dit.loading import load_pipeline
+from ras_dit.validation import parse_size
 
 TIMES = "times"
 _KEYS = ("runs", "batch", "size", "threads")

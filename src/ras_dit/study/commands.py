@@ -6,7 +6,6 @@ Everything heavy is imported inside the commands, so that mounting them costs no
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ from typing import Annotated
 import typer
 
 from ras_dit.errors import RASError
+from ras_dit.validation import parse_size
 
 app = typer.Typer(help="The human study: which of two configurations do people prefer?")
 _FOLDER = typer.Argument(metavar="DIR", help="The study folder.")
@@ -83,7 +83,7 @@ def _build(  # noqa: PLR0917  (one parameter an option)
     check_differ(first, second)
     lines = read_prompts(prompts, embedded=model is None)
     paragraphs = read_consent(consent)
-    width, height = _size(size)
+    width, height = parse_size(size, "--size")
     defaults = call_defaults(model)
     with _no_bars_of_libraries():
         pipeline = load_pipeline(model, dtype=dtype, device=device)
@@ -212,15 +212,6 @@ def _answer_files(places: list[Path]) -> tuple[Path, ...]:
             raise RASError(f"--answers {str(place)!r} does not exist")
         files += sorted(place.glob("*.json")) if place.is_dir() else [place]
     return tuple(files)
-
-
-def _size(text: str | None) -> tuple[int | None, int | None]:
-    if text is None:
-        return None, None
-    match = re.fullmatch(r"([0-9]{1,6})[xX]([0-9]{1,6})", text)
-    if match is None:
-        raise RASError(f"--size {text!r} is no size; expected width and height as in 256x256")
-    return int(match[1]), int(match[2])
 
 
 @contextlib.contextmanager

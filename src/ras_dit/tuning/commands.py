@@ -14,6 +14,7 @@ import typer
 
 from ras_dit import options
 from ras_dit.errors import RASError
+from ras_dit.validation import parse_size
 
 if TYPE_CHECKING:
     from ras_dit.evaluation.prompts import Prompt
@@ -73,7 +74,6 @@ def tune_command(
     Writes FILE.yaml, which ras_dit.enable and --config load, and FILE.md, the report.
     """
     from ras_dit.console import counting, quiet_libraries
-    from ras_dit.evaluation.manifest import parse_size
     from ras_dit.generate import Job
     from ras_dit.loading import call_defaults, load_pipeline
     from ras_dit.tuning import Gauge, Target, tune
@@ -83,7 +83,7 @@ def tune_command(
     import_optuna()
     check_out(out)
     target = Target(cost=cost, fidelity=fidelity)
-    width, height = parse_size(size)
+    width, height = parse_size(size, "--size")
     defaults = call_defaults(model)
     # Some scenes of the grammar are told in the same words.
     texts = options.read_prompt_file(prompts, model, seed=seed, scenes=2 * (images + check))
