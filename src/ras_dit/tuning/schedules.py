@@ -27,6 +27,8 @@ PATTERNS: Mapping[str, Schedule] = {
     "dense, quarter": (0.25, 1.0),
     "dense, skip": (0.0, 1.0),
     "dense, quarter, skip": (0.25, 0.0, 1.0),
+    "dense, skip, quarter": (0.25, 1.0, 0.0),
+    "dense, skip, half": (0.5, 1.0, 0.0),
     "dense, two skips": (0.0, 0.0, 1.0),
 }
 

@@ -108,12 +108,17 @@ class SparseSpace:
 
     @property
     def starts(self) -> Sequence[Mapping[str, Choice]]:
-        """Half and skipped steps, held; and dense ones in turn with forecast ones."""
-        common: dict[str, Choice] = {"warmup": 3, "tail": 1, "reset_every": 0}
+        """Half of the tokens, held; and skipped steps on lines, as in the presets of the package."""
+        common: dict[str, Choice] = {"warmup": 3, "tail": 2, "reset_every": 0}
+        lines = common | {
+            "forecast": "linear",
+            "forecast_damping": "auto",
+            "solver": "damped-ab2",
+        }
         return (
             common | {"pattern": "half", "forecast": "hold"},
-            common | {"pattern": "dense, half", "forecast": "hold"},
-            common | {"pattern": "dense, skip", "forecast": "linear", "forecast_damping": "auto"},
+            lines | {"pattern": "dense, skip"},
+            lines | {"pattern": "dense, skip, half"},
         )
 
     def least(self) -> float:
