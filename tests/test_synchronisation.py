@@ -25,8 +25,8 @@ WAITING = {
     "equal", "allclose", "__bool__", "__int__", "__float__", "__index__", "__contains__",
 }  # fmt: skip
 MULTIRATE = {
-    "forecast": "linear", "forecast_keys": 1.0, "forecast_age": 2, "solver": "ab2",
-    "correction_age": 3, "metric": "innovation",
+    "forecast": "linear", "forecast_keys": 1.0, "forecast_age": 2, "solver": "damped-ab2",
+    "forecast_damping": "auto", "correction_age": 3, "metric": "innovation",
 }  # fmt: skip
 MAIN = [family for family in (*SD3[:2], *QWEN, *UNIFIED, *WAN) if family.is_main]
 
