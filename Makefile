@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 OUT ?= out
 LOWEST := 0.36.0
+# pip compiles nothing below: the first process that imports a module leaves its bytecode to others.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo bench test test-lowest lint format train train-judge samples figures models wheel wheel-test clean evaluate-smoke embedded-tables embedded-times multirate-tables multirate-times test-fidelity

@@ -21,14 +21,14 @@ from transformers import (
 
 from pipelines import JOINT, POOLED, sd3_pipeline
 
-# Models this small lose more to the hand-over between threads than they gain.
-torch.set_num_threads(1)
-
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 # Models this small are fastest on one thread, above all where other programs run too.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+# Processes that tests start find what an earlier one compiled.
+os.environ["PYTHONDONTWRITEBYTECODE"] = ""
 
 
 @pytest.hookimpl(tryfirst=True)
