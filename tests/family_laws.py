@@ -7,6 +7,7 @@ the same rows.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -31,7 +32,7 @@ STEPS = 7
 LATENTS_TOLERANCE = 1e-4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Family:
     """A kind of pipeline and how its laws are tested.
 
@@ -71,6 +72,11 @@ class Family:
         """Whether this row stands for its transformer, whose every law is tested."""
         return self.feature == "text-to-image" or self.main
 
+    @property
+    def count(self) -> int:
+        """How many images the tests make in a call."""
+        return self.images if self.batched else 1
+
     def __str__(self) -> str:
         return f"{self.name} {self.feature}"
 
@@ -92,49 +98,67 @@ def run_sparse(pipe: Any, call: dict[str, Any], **settings: Any) -> tuple[torch.
     return latents, handle.trace
 
 
+@functools.cache
+def stock_run(family: Family) -> torch.Tensor:
+    """Final latents of the pipeline as it is built, once for all laws that look at them."""
+    return run(family.build(), family.call(family.count))
+
+
+@functools.cache
+def plain_sparse_run(family: Family) -> tuple[torch.Tensor, Trace]:
+    """An accelerated run of a pipeline as it is built, once for all laws that look at it."""
+    return run_sparse(family.build(), family.call(family.count))
+
+
+def reference_run(pipe: Any, family: Family, replay: Any) -> torch.Tensor:
+    """Final latents of the full-length reference that masks what a trace or sets leave out."""
+    torch.manual_seed(0)
+    return masked_reference(pipe, replay, **family.call(family.count))
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The largest absolute difference."""
+    return float((one - other).abs().max())
+
+
 def check_reference(family: Family) -> None:
     """A sparse run with sets of its own for each image equals the full-length reference."""
-    pipe = family.build()
-    images = family.images if family.batched else 1
-    latents, trace = run_sparse(pipe, family.call(images))
+    latents, trace = plain_sparse_run(family)
     sets = [step.active for step in trace.steps if step.active is not None]
     assert len(sets) >= 3
-    assert all(active.shape[0] == images for active in sets)
-    if images > 1:
+    assert all(active.shape[0] == family.count for active in sets)
+    if family.count > 1:
         assert any(not torch.equal(active[0], active[1]) for active in sets)
-    torch.manual_seed(0)
-    reference = masked_reference(pipe, trace, **family.call(images))
+    pipe = family.build()
     assert latents.isfinite().all()
-    assert float((latents - reference).abs().max()) <= family.tolerance
-    stock = run(pipe, family.call(images))
-    assert float((latents - stock).abs().max()) > 1e-2
+    assert distance(latents, reference_run(pipe, family, trace)) <= family.tolerance
+    assert distance(latents, stock_run(family)) > 1e-2
     # The reference is dense where every token is active.
     everything = [None] * len(trace.steps)
-    torch.manual_seed(0)
-    assert torch.equal(masked_reference(pipe, everything, **family.call(images)), stock)
+    assert torch.equal(reference_run(pipe, family, everything), stock_run(family))
 
 
 def check_dense(family: Family) -> None:
     """Ratio 1 is the stock pipeline bitwise, and so is the pipeline after ``disable``."""
     pipe = family.build()
-    images = family.images if family.batched else 1
-    stock = run(pipe, family.call(images))
     hooks = [hooks_of(part) for part in denoisers(pipe).values()]
     with ras_dit.enable(pipe, sample_ratio=1.0):
-        assert torch.equal(run(pipe, family.call(images)), stock)
+        assert torch.equal(run(pipe, family.call(family.count)), stock_run(family))
     run_sparse(pipe, family.call(1))
-    assert torch.equal(run(pipe, family.call(images)), stock)
+    assert torch.equal(run(pipe, family.call(family.count)), stock_run(family))
     assert hooks == [hooks_of(part) for part in denoisers(pipe).values()]
 
 
-def check_cost(family: Family, **settings: Any) -> None:
-    """FLOPs and cache bytes by formula are those that torch counts and the caches take."""
+def check_cost(family: Family, **settings: Any) -> tuple[torch.Tensor, Trace]:
+    """FLOPs and cache bytes by formula are those that torch counts and the caches take.
+
+    Gives the final latents and the trace.
+    """
     pipe = family.build()
     transformer = next(iter(denoisers(pipe).values()))
     description = describe(transformer)
-    images = family.images if family.batched else 1
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        _, trace = run_sparse(pipe, family.call(images), **settings)
+        latents, trace = run_sparse(pipe, family.call(family.count), **settings)
     work = description.work(transformer.config)
     cost = trace_cost(work, trace)
     # Autoencoders that read a given picture are no part of it.
@@ -152,6 +176,7 @@ def check_cost(family: Family, **settings: Any) -> None:
             )
             for call in trace.steps[2].calls
         )
+    return latents, trace
 
 
 def check_kept_text(family: Family) -> None:
@@ -162,26 +187,20 @@ def check_kept_text(family: Family) -> None:
         with pytest.raises(ras_dit.UnsupportedError, match="text_arguments"):
             ras_dit.enable(pipe, text="keep")
         return
-    images = family.images if family.batched else 1
-    latents, trace = run_sparse(pipe, family.call(images), text="keep")
+    latents, trace = check_cost(family, text="keep")
     assert trace.keeps_text
-    torch.manual_seed(0)
-    reference = masked_reference(pipe, trace, **family.call(images))
-    assert float((latents - reference).abs().max()) <= family.tolerance
+    assert distance(latents, reference_run(pipe, family, trace)) <= family.tolerance
     sets = [step.active for step in trace.steps]
-    torch.manual_seed(0)
-    fresh = masked_reference(pipe, sets, **family.call(images))
-    assert float((latents - fresh).abs().max()) > 1e-2
-    check_cost(family, text="keep")
+    assert distance(latents, reference_run(pipe, family, sets)) > 1e-2
 
 
 def check_batch(family: Family) -> None:
     """Each image of a batch is the one that it is alone."""
     pipe = family.build()
-    latents, _ = run_sparse(pipe, family.call(2))
+    latents, _ = plain_sparse_run(family) if family.count == 2 else run_sparse(pipe, family.call(2))
     alone, _ = run_sparse(pipe, family.call(1))
     assert latents.shape[0] == 2 * alone.shape[0]
-    assert float((latents[:1] - alone[:1]).abs().max()) <= family.tolerance
+    assert distance(latents[:1], alone[:1]) <= family.tolerance
 
 
 def check_wrong_description(family: Family) -> None:
@@ -192,15 +211,12 @@ def check_wrong_description(family: Family) -> None:
     if not change:
         turned = {"image_first": "text_first", "text_first": "image_first"}
         change = {"token_order": turned[right.token_order]}
-    images = family.images if family.batched else 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             latents, trace = run_sparse(
-                pipe, family.call(images), description=replace(right, **change)
+                pipe, family.call(family.count), description=replace(right, **change)
             )
         except (ras_dit.RASError, RuntimeError):
             return  # it shows at once
-    torch.manual_seed(0)
-    reference = masked_reference(pipe, trace, **family.call(images))
-    assert float((latents - reference).abs().max()) > 10 * family.tolerance
+    assert distance(latents, reference_run(pipe, family, trace)) > 10 * family.tolerance
