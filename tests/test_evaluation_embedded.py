@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import shutil
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ DECIDING = {"dense-28", "dense-14", "dense-10", "dense-7", "random-28-0.25"}
 DECIDING |= {f"ras-28-{ratio:g}-std" for ratio in (0.5, 0.25, 0.125)}
 
 
+@functools.cache
 def planned(name: str) -> Manifest:
     return plan_evaluation(read_evaluation(FILES / f"{name}.yaml"), FILES)[0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import shutil
@@ -44,6 +45,7 @@ MEDIAN = STATISTICS[0]
 SHORT = ("ab2", "paper-std", "skips")
 
 
+@functools.cache
 def planned(name: str) -> Manifest:
     return plan_evaluation(read_evaluation(BENCHMARK.files / f"{name}.yaml"), BENCHMARK.files)[0]
 

@@ -156,23 +156,28 @@ def test_public_names_are_exported_and_documented() -> None:
         assert inspect.getdoc(getattr(ras_dit, name)), name
 
 
-def test_import_is_light() -> None:
+@pytest.fixture(scope="module")
+def fresh_process() -> list[str]:
+    """What a process says after ``import ras_dit``, and after a map of regions."""
     heavy = ["matplotlib", "typer", "rich", "torchvision", "transformers", "diffusers.pipelines"]
-    code = f"import sys, ras_dit; print([m for m in {heavy} if m in sys.modules])"
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "[]"
-    assert ran.stderr == ""
-
-
-def test_pictures_leave_no_global_state() -> None:
     code = (
-        "import sys, torch; from PIL import Image; from ras_dit.visualization import region_map;"
+        f"import sys, ras_dit; print([m for m in {heavy} if m in sys.modules]);"
+        "import torch; from PIL import Image; from ras_dit.visualization import region_map;"
         "from ras_dit.trace import StepTrace, Trace; from ras_dit.tokens import TokenGrid;"
         "t = Trace('T', TokenGrid(2, 2), 1, 1, 'float32', 0, (StepTrace(0, 'dense', 1., 4, ()),));"
         "region_map(t, Image.new('RGB', (8, 8))); print('matplotlib.pyplot' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "False"
+    assert ran.stderr == ""
+    return ran.stdout.splitlines()
+
+
+def test_import_is_light(fresh_process: list[str]) -> None:
+    assert fresh_process[0] == "[]"
+
+
+def test_pictures_leave_no_global_state(fresh_process: list[str]) -> None:
+    assert fresh_process[1] == "False"
 
 
 def test_the_torch_pin_stands_in_the_constraints() -> None:

@@ -20,7 +20,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import ras_dit
 from families import distance, lora_weights
-from families_flux import flux_call, flux_pipeline
+from families_flux import flux_call, flux_pipeline, flux_transformer
 from family_laws import SPARSE, run, run_sparse
 from pipelines import hooks_of, sd3_inputs, sd3_pipeline
 from ras_dit.reference import masked_reference
@@ -48,6 +48,13 @@ def check(pipe: Any, call: Callable[[], dict[str, Any]]) -> torch.Tensor:
 
 
 one_layer = functools.partial(sd3_pipeline, layers=1)
+# The last layer of SD3 has no text behind it, and Flux has layers of two kinds.
+two_layers = functools.partial(sd3_pipeline, layers=2)
+
+
+def short_flux() -> Any:
+    transformer = flux_transformer(num_layers=1, num_single_layers=1)
+    return flux_pipeline(components={"transformer": transformer})
 
 
 @pytest.fixture
@@ -61,10 +68,10 @@ def counter() -> Any:
 @pytest.mark.parametrize(
     ("build", "call", "when", "settings"),
     [
-        (sd3_pipeline, sd3, "before", {}),
+        (two_layers, sd3, "before", {}),
         (one_layer, sd3, "in place", {}),
         (one_layer, sd3, "after", {}),
-        (flux_pipeline, flux, "before", {}),
+        (short_flux, flux, "before", {}),
         (one_layer, sd3, "before", {"static_cache": True}),
         (one_layer, sd3, "before", {"cache_dtype": "int8", "text": "keep"}),
         (one_layer, sd3, "before", {"schedule": "linear"}),

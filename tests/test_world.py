@@ -167,29 +167,32 @@ def test_sampling_is_by_seed_and_mixture() -> None:
         assert scene.background.kind == "graded"
 
 
-def test_evaluation_is_fixed_and_held_out() -> None:
+@pytest.fixture(scope="module")
+def other_process() -> list[str]:
+    """What a process that imports the world alone finds: heavy modules, then the prompts."""
+    code = (
+        "import sys, types; p = types.ModuleType('ras_dit'); import importlib.util as u;"
+        "p.__path__ = u.find_spec('ras_dit').submodule_search_locations;"
+        "sys.modules['ras_dit'] = p; from ras_dit.world import evaluation_prompts;"
+        "print(*{'torch', 'PIL', 'numpy'} & set(sys.modules));"
+        "print(*evaluation_prompts(), sep='\\n')"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return found.stdout.splitlines()
+
+
+def test_evaluation_is_fixed_and_held_out(other_process: list[str]) -> None:
     """24 different held-out prompts, the same in every process."""
     prompts = evaluation_prompts()
     assert len(set(prompts)) == 24
     assert all(held_out(scene) for scene in evaluation_scenes())
     assert prompts[0] == "a camera on a blue background"
-    code = "from ras_dit.world import evaluation_prompts; print(*evaluation_prompts(), sep='\\n')"
-    found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
-    assert tuple(found.splitlines()) == prompts
+    assert tuple(other_process[1:]) == prompts
 
 
-def test_the_world_needs_no_torch() -> None:
-    """Importing it imports no torch and no picture library."""
-    code = (
-        "import sys, types; p = types.ModuleType('ras_dit'); import importlib.util as u;"
-        "p.__path__ = u.find_spec('ras_dit').submodule_search_locations;"
-        "sys.modules['ras_dit'] = p; import ras_dit.world;"
-        "print(*{'torch', 'PIL', 'numpy'} & set(sys.modules))"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == ""
+def test_the_world_needs_no_torch(other_process: list[str]) -> None:
+    """Importing it, and making its prompts, imports no torch and no picture library."""
+    assert other_process[0] == ""
 
 
 def test_checks_of_a_pair_and_of_backgrounds() -> None:
