@@ -108,7 +108,7 @@ class SparseSpace:
 
     @property
     def starts(self) -> Sequence[Mapping[str, Choice]]:
-        """Half of the tokens, held; and skipped steps on lines, as in the presets of the package."""
+        """Half of the tokens, held; and skipped steps on lines, as in the package's presets."""
         common: dict[str, Choice] = {"warmup": 3, "tail": 2, "reset_every": 0}
         lines = common | {
             "forecast": "linear",
