@@ -49,6 +49,8 @@ def _panel(axes: Any, name: str, shown: Table) -> None:
         ]
         axes.errorbar(costs, values, spread, fmt="o-", color=f"C{colour}", label=kind, capsize=2)
         colour += 1
+    if "RMSE" in name:
+        axes.set_yscale("log")
     axes.set_title(name)
     axes.set_xlabel("cost of an image, dense steps")
     axes.spines[["top", "right"]].set_visible(False)
