@@ -230,6 +230,16 @@ def test_fewer_steps_than_warm_up_run_dense_and_warn_once() -> None:
     assert torch.equal(latents, stock)
 
 
+def test_a_preset_of_skips_says_when_it_saves_nothing_and_what_it_skips() -> None:
+    pipe = sd3_pipeline()
+    with ras_dit.enable(pipe, "quality"):
+        with pytest.warns(ras_dit.RASWarning, match="saves no work in this run"):
+            pipe(**sd3_inputs(1) | {"num_inference_steps": 4})
+        pipe(**sd3_inputs(1) | {"num_inference_steps": 9})
+        assert "0, 1 in turn" in str(ras_dit.summary(pipe))
+        assert ras_dit.summary(pipe).trace.num_dense_steps == 7
+
+
 # -- schedules and replay -------------------------------------------------------------------------
 
 

@@ -223,12 +223,15 @@ class Engine:
         config, shape = self.config, session.shape
         found = {}
         changes = not session.is_dense or session.halves_steps
-        if not changes and config.sample_ratio < 1 and not self.replay:
+        asks_for_less = config.sample_ratio < 1 or config.cycle is not None
+        if not changes and asks_for_less and not self.replay:
+            other_steps = config.line_rules.changes_steps and shape.has_lines
             found["dense"] = (
-                f"RAS does nothing in this run: its {shape.num_evaluations} scheduler steps are "
+                f"RAS {'saves no work' if other_steps else 'does nothing'} in this run: its "
+                f"{shape.num_evaluations} scheduler steps are "
                 f"all dense (warmup_steps={config.warmup_steps}, stop_step={config.stop_step}, "
-                f"{shape.grid.num_tokens} tokens at sample_ratio={config.sample_ratio}); use "
-                "more steps or a smaller warmup_steps"
+                f"{shape.grid.num_tokens} tokens at sample_ratio={config.sample_ratio}); use more "
+                "steps or a smaller warmup_steps"
             )
         if config.offload_cache and device.type == "cpu":
             found["offload"] = (

@@ -66,10 +66,17 @@ class Summary:
             "cache_bytes": self.cache_bytes,
         }
 
+    @property
+    def _ratio(self) -> str:
+        cycle = self.config.cycle
+        if cycle is None:
+            return f"{self.config.sample_ratio:g}"
+        return f"{', '.join(f'{ratio:g}' for ratio in cycle)} in turn"
+
     def __str__(self) -> str:
         rows = [
             ("transformer", self.transformer),
-            ("sample ratio", f"{self.config.sample_ratio:g}"),
+            ("sample ratio", self._ratio),
         ]
         trace, cost = self.trace, self.cost
         if trace is None or cost is None or self.flops_saved is None:
