@@ -323,7 +323,7 @@ def test_runs_are_announced(model_folder: Path) -> None:
     ("words", "error"),
     [
         (("--steps", "7"), "7 steps are too few for second derivatives .* --steps 8 or more"),
-        (("--size", "40"), "'40'; expected width and height as in 256x256"),
+        (("--size", "40"), "--size='40' is no size; expected width and height"),
         (("--size", "41x24"), "41"),
         (("--size", "12x40", "--no-parts"), r"10 x 3 tokens are too small .* 4 x 4"),
         (("--ratio", "1"), "ratio=1.0; expected a share of active tokens"),

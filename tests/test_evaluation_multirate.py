@@ -42,7 +42,7 @@ PRESETS = {"skips-17": "quality", "skips-11.5": "balanced", "skips-8.75": "fast"
 DECIDING = (17.0, 11.5, 8.75)
 MEDIAN = STATISTICS[0]
 # Rows of the short run at 128x128 beside those at both sizes.
-SHORT = ("ab2", "paper-std", "skips")
+SHORT = ("ab2", "damped-ab2", "paper-std")
 
 
 @functools.cache

@@ -149,7 +149,7 @@ def test_a_configuration_may_be_a_file(tmp_path: Path) -> None:
         (["--a", "dense", "--b", "dense"], "one configuration"),
         (["--a", "dense", "--b", "1.5"], "sample_ratio=1.5"),
         (["--a", "dense", "--b", "quick"], "neither a preset"),
-        (["--a", "dense", "--b", "0.5", "--size", "huge"], "--size 'huge'"),
+        (["--a", "dense", "--b", "0.5", "--size", "huge"], "--size='huge' is no size"),
         (["--a", "dense", "--b", "0.5", "--prompts", "/absent"], "cannot be read"),
         (["--a", "dense", "--b", "0.5", "--consent", "/absent"], "cannot be read"),
     ],
