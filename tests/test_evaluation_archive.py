@@ -15,6 +15,7 @@ import pytest
 from evaluations import Remembered, evaluation, planned, tree
 from ras_dit.errors import RASError
 from ras_dit.evaluation.archive import archived_units, pack_scores, pack_times, unpack
+from ras_dit.evaluation.manifest import load_manifest
 from ras_dit.evaluation.stages import generate_pictures, score_pictures
 
 SPARSE = "ras-8-0.25-std"
@@ -165,6 +166,21 @@ def test_an_archive_of_another_evaluation_is_refused(
     with pytest.raises(RASError, match=r"a\.tar\.xz' holds an evaluation with other batch"):
         unpack(tmp_path / "a.tar.xz", tmp_path / "on", other, settings)
     assert not (tmp_path / "on").exists()
+
+
+def test_an_archive_serves_an_evaluation_that_has_further_rows(
+    made: Any, model_folder: Path, tmp_path: Path
+) -> None:
+    folder, manifest = made[:2]
+    pack_scores(folder / "begun", tmp_path / "a.tar.xz")
+    rows = [*evaluation(model_folder)["rows"], {"steps": 7, "name": "further"}]
+    grown, settings = planned(tmp_path, evaluation(model_folder, rows=rows))
+    assert {row.name for row in manifest.rows} < {row.name for row in grown.rows}
+    unpack(tmp_path / "a.tar.xz", tmp_path / "on", grown, settings)
+    assert load_manifest(tmp_path / "on").to_dict() == grown.to_dict()
+    unpack(tmp_path / "a.tar.xz", tmp_path / "plain", manifest, settings)
+    for part in ("units", "scores"):
+        assert tree(tmp_path / "on", part) == tree(tmp_path / "plain", part)
 
 
 def rewritten(path: Path, target: Path, change: Any) -> Path:

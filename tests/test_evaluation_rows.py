@@ -242,6 +242,26 @@ def test_another_evaluation_is_kept_out_of_a_folder(model_folder: Path, tmp_path
         store(foreign, manifest, settings)
 
 
+def test_rows_can_be_added_to_an_evaluation_that_was_begun(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    few, more = [{"steps": STEPS}, {"steps": 4}], [{"steps": 6}]
+    manifest, settings = planned(tmp_path, evaluation(model_folder, rows=few, controls=False))
+    grown, _ = planned(tmp_path, evaluation(model_folder, rows=more + few, controls=False))
+    folder = tmp_path / "out"
+    with locked(folder):
+        store(folder, manifest, settings)
+        store(folder, grown, settings)
+        assert load_manifest(folder).to_dict() == grown.to_dict()
+        # Not taken away, nor changed; nor another reference.
+        with pytest.raises(RASError, match="holds an evaluation with other rows"):
+            store(folder, manifest, settings)
+        changed = evaluation(model_folder, rows=[*more, *few, {"steps": 9}], controls=False)
+        with pytest.raises(RASError, match="holds an evaluation with other rows"):
+            store(folder, planned(tmp_path, changed)[0], settings)
+    assert load_manifest(folder).to_dict() == grown.to_dict()
+
+
 def test_one_folder_is_for_one_process_at_a_time(tmp_path: Path) -> None:
     with (
         locked(tmp_path),

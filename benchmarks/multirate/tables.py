@@ -46,6 +46,8 @@ def settings_of(row: Row) -> str:
     words = [f"{row.steps} steps"]
     if row.scheduler is not None:
         words.append(row.scheduler)
+    if row.oracle:
+        words.append("tokens by their true errors")
     for name, value in (row.config or {}).items():
         words.append(f"{name.replace('_', ' ')} {_short(value)}")
     return ", ".join(words)

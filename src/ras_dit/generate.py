@@ -148,6 +148,7 @@ def generate(
     *,
     on_step: OnStep | None = None,
     record: bool = False,
+    replay: Trace | None = None,
     keep_latents: bool = False,
 ) -> Generated:
     """Make the pictures of a job.
@@ -159,6 +160,7 @@ def generate(
         on_step: Called after each step with (steps done, all steps).
         record: Keep every step's noise and latents for figures, in CPU memory; see
             :class:`ras_dit.Recording` for its size. A dense run has no recording.
+        replay: A run whose active tokens are taken over.
         keep_latents: Keep the latents after the last step.
 
     Raises:
@@ -169,7 +171,8 @@ def generate(
     with contextlib.ExitStack() as stack:
         handle = None
         if config is not None:
-            handle = stack.enter_context(ras_dit.enable(pipeline, config, record=record))
+            enabled = ras_dit.enable(pipeline, config, record=record, replay=replay)
+            handle = stack.enter_context(enabled)
         clock = stack.enter_context(_loop_clock(pipeline, on_step, keep_latents=keep_latents))
         started = clock.now()
         images = _run(pipeline, job, clock)

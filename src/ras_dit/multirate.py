@@ -82,11 +82,7 @@ class Lines:
         gap = now - self._since
         fresh = None if active is None else _mask(self._age, active)
         moved = fresh_value - self._value
-        line_error = moved
-        if self._slope is not None and self._rules.linear:
-            followed = self._reached(step) - self._since
-            line_error = moved - self._slope * self._pixels.spread(followed * self._damping)
-        self._learn(line_error, gap, fresh)
+        self._learn(self._off_line(moved, step, self._age), gap, fresh)
         spread_fresh = None if fresh is None else self._pixels.spread(fresh)
         sample = self._corrected(sample, fresh_value, gap, fresh, spread_fresh)
         if self._rules.needs_slope:
@@ -100,6 +96,21 @@ class Lines:
             self._since = torch.where(fresh, now, self._since)
             self._age.masked_fill_(fresh, 0)
         return self._hand_on(noise_pred, sample, fresh, step)
+
+    def errors(self, noise_pred: torch.Tensor, step: int) -> torch.Tensor:
+        """How wrong each token's line is when a step begins, by its fresh outputs.
+
+        Args:
+            noise_pred: Fresh outputs of all tokens in that step, which :meth:`advance` has not
+                taken in yet, L.
+            step: Number of the step, at least 1.
+
+        Returns:
+            float32 ``[B, N]``, root mean squares over a token's pixels and channels.
+        """
+        assert self._value is not None
+        error = self._off_line(noise_pred.float() - self._value, step, self._age + 1)
+        return self._pixels.mean(error.square()).sqrt_()
 
     def predicted_errors(self, step: int) -> torch.Tensor:
         """How wrong each token's line is expected to be when the given step begins.
@@ -121,13 +132,25 @@ class Lines:
         size = self._value.square().flatten(1).mean(1, keepdim=True).sqrt_()
         return self.predicted_errors(step) / size
 
-    def _reached(self, step: int) -> torch.Tensor:
+    def _reached(self, step: int, age: torch.Tensor) -> torch.Tensor:
         """Up to when each line is followed at the beginning of a step, ``[B, N]`` or ``[]``."""
         longest = self._rules.longest
         if longest is None:
             return self._times[step]
-        ages = self._age.clamp(max=longest)
-        return self._times[(step - self._age + ages).long()]
+        return self._times[(step - age + age.clamp(max=longest)).long()]
+
+    def _off_line(self, moved: torch.Tensor, step: int, age: torch.Tensor) -> torch.Tensor:
+        """What fresh outputs differ by from their lines, L.
+
+        Args:
+            moved: What they differ by from the last fresh ones, L.
+            step: Number of the step.
+            age: Its distance from each token's last refresh, in steps, ``[B, N]``.
+        """
+        if self._slope is None or not self._rules.linear:
+            return moved
+        followed = self._reached(step, age) - self._since
+        return moved - self._slope * self._pixels.spread(followed * self._damping)
 
     def _learn(
         self, line_error: torch.Tensor, gap: torch.Tensor, fresh: torch.Tensor | None
@@ -237,7 +260,7 @@ class Lines:
             if not has_order_two:
                 return None
             return ahead if fresh is None else ahead * fresh
-        followed = self._reached(step) - self._since
+        followed = self._reached(step, self._age) - self._since
         if has_order_two:
             goes_on = True if rules.longest is None else self._age < rules.longest
             followed = followed + length * 0.5 * goes_on

@@ -204,6 +204,8 @@ def plan_evaluation(data: Mapping[str, Any], place: Path) -> tuple[Manifest, Set
 def store(folder: Path, manifest: Manifest, settings: Settings) -> None:
     """Begin an evaluation in a folder, or check that it is the one begun there.
 
+    It may have further rows: no picture depends on those of other rows.
+
     Raises:
         RASError: If another evaluation was begun in the folder, or with other versions, or scores
             ask for what is not kept.
@@ -211,7 +213,10 @@ def store(folder: Path, manifest: Manifest, settings: Settings) -> None:
     check_scores(manifest, settings)
     path = folder / MANIFEST
     if path.exists():
-        check_same(load_manifest(folder), manifest, folder)
+        begun = load_manifest(folder)
+        check_same(begun, manifest, folder)
+        if len(manifest.rows) > len(begun.rows):
+            write_json(path, manifest.to_dict())
     else:
         # A run that was killed while it wrote its first file has begun nothing.
         own = (".lock", f"{MANIFEST}{PART}")
@@ -317,9 +322,14 @@ def check_same(begun: Manifest, manifest: Manifest, place: Path) -> None:
     """Refuse to go on with another evaluation than the one that was begun in a place.
 
     Raises:
-        RASError: If they differ, naming in what.
+        RASError: If they differ in more than that rows were added, naming in what.
     """
     stored, fresh = begun.to_dict(), manifest.to_dict()
+    names = {row.name for row in begun.rows}
+    fresh["rows"] = [row for row in fresh["rows"] if row["name"] in names]
+    order = [row["name"] for row in fresh["rows"]]
+    if {row["name"] for row in stored["rows"]} == set(order):
+        stored["rows"].sort(key=lambda row: order.index(row["name"]))
     # As JSON, which knows no tuples.
     changed = [
         key

@@ -12,11 +12,12 @@ from ras_dit.config import RASConfig
 from ras_dit.errors import RASError
 from ras_dit.evaluation.equal_cost import Cost, at_cost
 from ras_dit.evaluation.rivals import CACHES, SOLVERS
+from ras_dit.oracle import check_foreseeable
 
 Role = Literal["row", "reference", "fewer steps", "second order", "random"]
 CONTROLS: tuple[Role, ...] = ("fewer steps", "second order", "random")
 
-_OWN = ("name", "steps", "scheduler", "cache", "published", "images", "without", "cost")
+_OWN = ("name", "steps", "scheduler", "cache", "oracle", "published", "images", "without", "cost")
 _SOURCES = ("paper", "preset")
 _LIMITS = ("images", "without")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,80}")
@@ -33,6 +34,8 @@ class Row:
         config: Fields of its ``RASConfig`` that are not the defaults; ``None`` runs dense.
         scheduler: A solver of :data:`ras_dit.evaluation.rivals.SOLVERS` in place of the model's.
         cache: A step cache of another library, ``{"name": ..., options}``.
+        oracle: Whether active tokens are those whose errors a dense run foresees
+            (:mod:`ras_dit.oracle`); that run is not counted.
         published: Numbers of a paper, by heading, to stand beside ours.
         images: Only the first so many pictures of the manifest; ``None`` is all.
         without: Scorers that leave this row out.
@@ -45,6 +48,7 @@ class Row:
     config: Mapping[str, Any] | None = None
     scheduler: str | None = None
     cache: Mapping[str, Any] | None = None
+    oracle: bool = False
     published: Mapping[str, float] = field(default_factory=dict)
     images: int | None = None
     without: tuple[str, ...] = ()
@@ -64,7 +68,7 @@ class Row:
     def recipe(self) -> tuple[Any, ...]:
         """What decides the pictures; rows of one recipe make the same ones."""
         cache = None if self.cache is None else sorted(self.cache.items())
-        return self.steps, self.scheduler, repr(self.config), repr(cache)
+        return self.steps, self.scheduler, repr(self.config), repr(cache), self.oracle
 
     def to_dict(self) -> dict[str, Any]:
         """JSON."""
@@ -110,8 +114,9 @@ def read_rows(rows: object, grid: object, cost: Cost) -> tuple[Row, ...]:
     Args:
         rows: Its ``rows``: a list of mappings with ``steps`` and fields of ``RASConfig``, or
             ``paper`` or ``preset`` with fields that replace theirs; none of these is a dense row.
-            ``scheduler``, ``cache``, ``name``, ``published``, ``images`` and ``without`` as in
-            :class:`Row`; ``cost`` is what the row is to cost, and sets ``sample_ratio``.
+            ``scheduler``, ``cache``, ``oracle``, ``name``, ``published``, ``images`` and
+            ``without`` as in :class:`Row`; ``cost`` is what the row is to cost, and sets
+            ``sample_ratio``.
         grid: Its ``grid``: the same fields with a list of values each; every combination is a
             row.
         cost: Planned cost of a configuration and a number of steps, in dense steps.
@@ -203,11 +208,13 @@ def add_controls(rows: Sequence[Row], wanted: Controls, cost: Cost) -> tuple[Row
                     **same,
                 )
             )
-        chooses = sampling.sample_ratio < 1 and sampling.metric != "random"
+        guesses = sampling.metric != "random" or row.oracle
+        chooses = sampling.sample_ratio < 1 and guesses
         if wanted.roles["random"] and chooses:
             config = changed_fields(sampling.replace(metric="random", keep="auto"))
             name = _free_name(f"random-{row.steps}-{sampling.sample_ratio:g}", found, config)
-            add(replace(row, name=name, role="random", config=config, published={}, **fewer))
+            by_chance = replace(row, name=name, role="random", config=config, oracle=False)
+            add(replace(by_chance, published={}, **fewer))
     return tuple(found)
 
 
@@ -258,6 +265,7 @@ def _row(data: Mapping[str, Any], number: int, cost: Cost) -> Row:
         )
     if config is not None and cache is not None:
         raise RASError(f"row {number} has both a cache and RASConfig fields; make it two rows")
+    oracle = _oracle(data.get("oracle", False), config, scheduler, f"row {number}")
     if cache is not None:
         planned = None
     elif scheduler is not None and config is None:
@@ -265,11 +273,12 @@ def _row(data: Mapping[str, Any], number: int, cost: Cost) -> Row:
     else:
         planned = cost(config, steps)
     row = Row(
-        name=str(data.get("name") or _own_name(steps, config, scheduler, cache)),
+        name=str(data.get("name") or _own_name(steps, config, scheduler, cache, oracle=oracle)),
         steps=steps,
         config=None if config is None else changed_fields(config),
         scheduler=scheduler,
         cache=cache,
+        oracle=oracle,
         published=_published(data.get("published"), f"row {number}"),
         images=data.get("images"),
         without=tuple(map(str, _list(data.get("without"), "without"))),
@@ -309,6 +318,23 @@ def _cache(data: object, place: str) -> dict[str, Any] | None:
     return dict(given)
 
 
+def _oracle(data: object, config: RASConfig | None, scheduler: object, place: str) -> bool:
+    if not isinstance(data, bool):
+        raise RASError(f"{place} has oracle={data!r}; expected true or false")
+    if not data:
+        return False
+    if config is None or scheduler is not None:
+        raise RASError(
+            f"{place} has an oracle, which chooses tokens of a region-adaptive row with the "
+            "model's own scheduler; give it RASConfig fields and no scheduler, or leave it out"
+        )
+    try:
+        check_foreseeable(config)
+    except RASError as error:
+        raise RASError(f"{place}: {error}") from error
+    return True
+
+
 def _published(data: object, place: str) -> dict[str, float]:
     given = {} if data is None else _mapping(data, f"published of {place}")
     for key, value in given.items():
@@ -318,11 +344,16 @@ def _published(data: object, place: str) -> dict[str, float]:
 
 
 def _own_name(
-    steps: int, config: RASConfig | None, scheduler: str | None, cache: Mapping[str, Any] | None
+    steps: int,
+    config: RASConfig | None,
+    scheduler: str | None,
+    cache: Mapping[str, Any] | None,
+    *,
+    oracle: bool,
 ) -> str:
     if config is not None:
         metric = config.metric if isinstance(config.metric, str) else "own"
-        stem = f"ras-{steps}-{config.sample_ratio:g}-{metric}"
+        stem = f"ras-{steps}-{config.sample_ratio:g}-{'oracle' if oracle else metric}"
         if config.guidance_every > 1:
             stem += f"-guidance{config.guidance_every}"
     elif cache is not None:

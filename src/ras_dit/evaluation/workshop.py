@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from ras_dit.adapters import describe
+from ras_dit.config import RASConfig
 from ras_dit.cost import trace_cost
 from ras_dit.errors import RASError
 from ras_dit.evaluation.files import dump, read_json
@@ -29,6 +30,8 @@ from ras_dit.evaluation.scorers import Picture, Scorer
 from ras_dit.evaluation.scoring import configured_scorer, measured_files
 from ras_dit.generate import Generated, Job, generate
 from ras_dit.loading import load_pipeline
+from ras_dit.oracle import foreseen_trace
+from ras_dit.trace import Trace
 
 Outcome = Literal["done", "refused"]
 # In the record of a unit whose pictures are not here, but their scores are.
@@ -162,13 +165,23 @@ def run_row(
         flops = None
         if row.cache is not None and count:
             flops = stack.enter_context(counted_flops(pipeline.transformer))
-        made = generate(pipeline, row.sampling, job, keep_latents=keep_latents)
+        replay = _foreseen(pipeline, row, job) if row.oracle else None
+        made = generate(pipeline, row.sampling, job, keep_latents=keep_latents, replay=replay)
     if made.trace is not None:
         work = describe(pipeline.transformer).work(pipeline.transformer.config)
         return made, len(made.trace.steps) / trace_cost(work, made.trace).limit
     if row.cache is None:
         return made, row.cost
     return made, None if flops is None else flops.total / _dense_step(pipeline, job)
+
+
+def _foreseen(pipeline: Any, row: Row, job: Job) -> Trace:
+    """The active tokens that an oracle chooses for a row, from a dense run of its job."""
+    dense = generate(pipeline, RASConfig(sample_ratio=1.0), job, record=True)
+    assert dense.recording is not None
+    assert row.sampling is not None
+    transformer = pipeline.transformer
+    return foreseen_trace(dense.recording, row.sampling, describe(transformer), transformer.config)
 
 
 def _dense_step(pipeline: Any, job: Job) -> float:
