@@ -19,6 +19,8 @@ from ras_dit.errors import RASError
 from ras_dit.evaluation.equal_cost import WITHIN
 from ras_dit.evaluation.files import dump, locked, read_json, write_json
 from ras_dit.evaluation.manifest import (
+    Manifest,
+    Settings,
     load_manifest,
     load_settings,
     manifest_digest,
@@ -242,24 +244,28 @@ def test_another_evaluation_is_kept_out_of_a_folder(model_folder: Path, tmp_path
         store(foreign, manifest, settings)
 
 
-def test_rows_can_be_added_to_an_evaluation_that_was_begun(
+def test_rows_can_be_added_to_and_left_out_of_an_evaluation_that_was_begun(
     model_folder: Path, tmp_path: Path
 ) -> None:
-    few, more = [{"steps": STEPS}, {"steps": 4}], [{"steps": 6}]
-    manifest, settings = planned(tmp_path, evaluation(model_folder, rows=few, controls=False))
-    grown, _ = planned(tmp_path, evaluation(model_folder, rows=more + few, controls=False))
+    def of(*steps: int, **changes: Any) -> tuple[Manifest, Settings]:
+        rows = [{"steps": number} for number in steps]
+        return planned(tmp_path, evaluation(model_folder, rows=rows, controls=False, **changes))
+
     folder = tmp_path / "out"
     with locked(folder):
-        store(folder, manifest, settings)
-        store(folder, grown, settings)
-        assert load_manifest(folder).to_dict() == grown.to_dict()
-        # Not taken away, nor changed; nor another reference.
+        for steps in ((STEPS, 4), (6, STEPS, 4), (STEPS, 6)):
+            store(folder, *of(*steps))
+            assert load_manifest(folder).to_dict() == of(*steps)[0].to_dict()
+        before = manifest_digest(folder)
+        # Another reference, one that stays as a common row, and a row that stays but is another.
+        for other in (of(9, STEPS, 6), of(6, 4), of(STEPS, 6, seed=1)):
+            with pytest.raises(RASError, match=r"holds an evaluation with other (rows|shots)"):
+                store(folder, *other)
+        rows = [{"steps": STEPS}, {"steps": 6, "name": "dense-6", "scheduler": "unipc"}]
+        data = evaluation(model_folder, rows=rows, controls=False)
         with pytest.raises(RASError, match="holds an evaluation with other rows"):
-            store(folder, manifest, settings)
-        changed = evaluation(model_folder, rows=[*more, *few, {"steps": 9}], controls=False)
-        with pytest.raises(RASError, match="holds an evaluation with other rows"):
-            store(folder, planned(tmp_path, changed)[0], settings)
-    assert load_manifest(folder).to_dict() == grown.to_dict()
+            store(folder, *planned(tmp_path, data))
+    assert manifest_digest(folder) == before
 
 
 def test_one_folder_is_for_one_process_at_a_time(tmp_path: Path) -> None:
@@ -399,7 +405,7 @@ def test_a_wanted_cost_finds_its_ratio(model_folder: Path, tmp_path: Path, wante
     [
         ({"cost": 4}, "cost=4, which sets sample_ratio; give it to a region-adaptive row"),
         ({"cost": 4, "metric": "l2", "sample_ratio": 0.5}, "which sets sample_ratio"),
-        ({"cost": 4, "schedule": [1.0] * 8}, "without a ratio per step"),
+        ({"cost": 4, "schedule": [1.0] * 8}, "whose schedule is constant or linear"),
         ({"cost": 0, "metric": "l2"}, "cost=0; expected a number of dense steps"),
         ({"cost": "low", "metric": "l2"}, "cost='low'"),
         ({"cost": 9, "metric": "l2"}, r"cannot cost 9 with steps=8: .* cost 0\.008 to 8; change"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -62,6 +63,43 @@ def test_a_cycle_goes_over_and_over() -> None:
     other = sparse.replace(cycle=(0.25, 0.0))
     assert other.sample_ratio == 0.25
     assert other.replace(schedule="constant", cycle=None) == RASConfig(warmup_steps=1)
+
+
+def test_dense_steps_stand_at_intervals() -> None:
+    config = RASConfig(schedule="intervals", intervals=[2, 2, 3, 4])
+    dense = [step.index for step in plan_steps(config, 28, 80) if step.num_active]
+    assert dense == [0, 2, 4, 7, 11, 15, 19, 23, 26]
+    assert {step.num_active for step in plan_steps(config, 28, 80)} == {0, 80}
+    assert config.sample_ratio == 1
+    assert config.may_skip
+    assert RASConfig.load(config.to_dict()) == config
+    # None is longer than a sixth of the run.
+    dense = [step.index for step in plan_steps(config, 14, 80) if step.num_active]
+    assert dense == [0, 2, 4, 6, 8, 10, 12]
+    assert kinds(config, 11) == "d" * 11
+    # Where dense steps follow each other in the end, all are.
+    config = config.replace(intervals=(3, 1))
+    assert kinds(config, 18) == "dss" + "d" * 15
+    assert config.replace(schedule="constant", intervals=None) == RASConfig()
+
+
+@given(
+    intervals=st.lists(st.integers(1, 9), min_size=1, max_size=6).filter(lambda x: max(x) > 1),
+    steps=st.integers(1, 120),
+)
+def test_no_interval_is_longer_than_wanted_or_than_a_sixth_of_the_run(
+    intervals: list[int], steps: int
+) -> None:
+    config = RASConfig(schedule="intervals", intervals=tuple(intervals))
+    plan = plan_steps(config, steps, 64)
+    dense = [step.index for step in plan if step.kind == "dense"]
+    assert dense[0] == 0
+    gaps = [later - earlier for earlier, later in itertools.pairwise(dense)]
+    wanted = [min(gap, max(1, steps // 6)) for gap in intervals]
+    wanted += [wanted[-1]] * len(gaps)
+    assert gaps[:-1] == wanted[: len(gaps)][:-1]
+    assert not gaps or 1 <= gaps[-1] <= wanted[len(gaps) - 1]
+    assert dense[-1] == steps - (2 if min(intervals[-1], steps // 6) > 1 else 1)
 
 
 def test_a_reset_outside_the_run_is_refused() -> None:
@@ -147,6 +185,19 @@ def test_a_list_names_every_step() -> None:
         (
             {"schedule": "cycle", "cycle": (0.5, 0.0), "sample_ratio": 0.3},
             r"sample_ratio=0.3 cannot be met: cycle=\[0.5, 0.0\]",
+        ),
+        ({"schedule": "intervals"}, "needs intervals"),
+        ({"intervals": (2,)}, "is for schedule=\"intervals\" only, and the schedule is 'constant'"),
+        ({"schedule": "intervals", "intervals": 3}, "they are 3"),
+        ({"schedule": "intervals", "intervals": (2, 0)}, r"intervals\[1\]=0; expected an integer"),
+        ({"schedule": "intervals", "intervals": (1, 1)}, "dense steps only"),
+        (
+            {"schedule": "intervals", "intervals": (2,), "stop_step": -2},
+            r"intervals=\[2\] names every step; leave out warmup_steps, .* say it with intervals",
+        ),
+        (
+            {"schedule": "intervals", "intervals": (2,), "sample_ratio": 0.3},
+            r"sample_ratio=0.3 cannot be met: intervals=\[2\]",
         ),
         ({"starvation": "never"}, "starvation='never'"),
     ],

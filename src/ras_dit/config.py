@@ -20,6 +20,7 @@ from ras_dit.validation import (
     check_number,
     check_stop,
     checked_cycle,
+    checked_intervals,
     checked_ratios,
     checked_resets,
 )
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 Metric = Literal["std", "l2", "random", "innovation"]
 MetricFunction = Callable[["torch.Tensor"], "torch.Tensor"]
 Keep = Literal["low", "high", "auto"]
-Schedule = Literal["constant", "linear", "cycle"] | tuple[float, ...] | Callable[[int, int], float]
+NamedSchedule = Literal["constant", "linear", "cycle", "intervals"]
+Schedule = NamedSchedule | tuple[float, ...] | Callable[[int, int], float]
 Starvation = Literal["total", "since_refresh"]
 Text = Literal["fresh", "keep"]
 Forecast = Literal["hold", "linear"]
@@ -81,7 +83,8 @@ class RASConfig:
             ``None`` leaves it to ``starvation_scale`` alone.
         schedule: How the ratio runs over the sparse steps. ``"constant"``; ``"linear"`` from
             ``first_ratio`` on, with mean ``sample_ratio`` (the paper's dynamic sampling ratio);
-            ``"cycle"``, the ratios of ``cycle`` over and over;
+            ``"cycle"``, the ratios of ``cycle`` over and over; ``"intervals"``, dense steps at
+            ``intervals`` and none of the transformer's work between them;
             a sequence with one ratio per step of the whole run (1.0 is a dense step, 0.0 one
             without the transformer: every output is held or forecast), which sets
             ``sample_ratio`` to its mean over the sparse steps; or a callable that gets the step's
@@ -92,6 +95,10 @@ class RASConfig:
         cycle: Ratios of a ``"cycle"`` schedule, each in [0, 1], such as ``(0.5, 1.0, 0.0)`` for a
             sparse step, a dense one and one without the transformer. Sets ``sample_ratio`` to the
             mean over its sparse steps.
+        intervals: Steps from each dense step to the next in an ``"intervals"`` schedule, such as
+            ``(2, 2, 3, 4)``; the last one over and over. None is longer than a sixth of the run,
+            so that few steps stay dense. Where they are longer than 1 in the end, the last dense
+            step is the last but one of the run. Sets ``sample_ratio`` to 1.
         granularity: The number of active tokens is a multiple of this (but never more than all
             tokens, and never fewer than one).
         seed: Seed of the ``"random"`` metric's own generator.
@@ -152,6 +159,7 @@ class RASConfig:
     schedule: Schedule = "constant"
     first_ratio: float | None = None
     cycle: tuple[float, ...] | None = None
+    intervals: tuple[int, ...] | None = None
     granularity: int = 1
     seed: int = 0
     text: Text = "fresh"
@@ -252,21 +260,25 @@ class RASConfig:
             cycle = checked_cycle(schedule, self.cycle)
             object.__setattr__(self, "cycle", cycle)
             self._set_ratio(f"cycle={list(cycle)}", cycle)
-        elif isinstance(schedule, str) and schedule not in ("constant", "linear"):
-            raise RASError(
-                f'schedule={schedule!r} is unknown; expected "constant", "linear", "cycle", a '
-                "ratio per step or a callable"
-            )
-        elif not isinstance(schedule, str) and not callable(schedule):
+        if schedule == "intervals" or self.intervals is not None:
+            intervals = checked_intervals(schedule, self.intervals)
+            object.__setattr__(self, "intervals", intervals)
+            self._set_every_step(f"intervals={list(intervals)}", (), "say it with intervals")
+        elif isinstance(schedule, str):
+            check_choice("schedule", schedule, get_args(NamedSchedule))
+        elif not callable(schedule):
             ratios = checked_ratios(schedule)
-            given = (self.warmup_steps, self.stop_step, self.reset_steps)
-            if given != (None, None, "auto"):
-                raise RASError(
-                    f"schedule={list(ratios)} names every step; leave out warmup_steps, stop_step "
-                    "and reset_steps, and write 1.0 for dense steps"
-                )
             object.__setattr__(self, "schedule", ratios)
-            self._set_ratio(f"schedule={list(ratios)}", ratios)
+            self._set_every_step(f"schedule={list(ratios)}", ratios, "write 1.0 for dense steps")
+
+    def _set_every_step(self, given: str, ratios: tuple[float, ...], instead: str) -> None:
+        """The steps are all named: no other field says which are dense."""
+        if (self.warmup_steps, self.stop_step, self.reset_steps) != (None, None, "auto"):
+            raise RASError(
+                f"{given} names every step; leave out warmup_steps, stop_step and reset_steps, and "
+                f"{instead}"
+            )
+        self._set_ratio(given, ratios)
 
     def _set_ratio(self, given: str, ratios: tuple[float, ...]) -> None:
         """The mean over the sparse ones of some steps is the ``sample_ratio``."""
@@ -300,6 +312,11 @@ class RASConfig:
         return _PAPER_KEEP.get(self.metric, "high") if isinstance(self.metric, str) else "high"
 
     @property
+    def lists_steps(self) -> bool:
+        """Whether a cycle or intervals say what steps compute."""
+        return self.cycle is not None or self.intervals is not None
+
+    @property
     def may_skip(self) -> bool:
         """Whether a call of the transformer may be left out."""
         schedule = self.schedule
@@ -308,6 +325,7 @@ class RASConfig:
             or self.tolerance is not None
             or callable(schedule)
             or 0.0 in (self.cycle or ())
+            or self.intervals is not None
             or (not isinstance(schedule, str) and 0.0 in schedule)
         )
 
@@ -431,9 +449,9 @@ class RASConfig:
         if unknown:
             names = ", ".join(field.name for field in dataclasses.fields(self))
             raise RASError(f"RASConfig has no field {', '.join(unknown)}; it has {names}")
-        if changes.keys() & {"schedule", "cycle"}:
+        if changes.keys() & {"schedule", "cycle", "intervals"}:
             # The ratio of listed ones is their mean: new ones have another.
-            is_listed = self.cycle is not None or isinstance(self.schedule, tuple)
+            is_listed = self.lists_steps or isinstance(self.schedule, tuple)
             changes = ({"sample_ratio": type(self).sample_ratio} if is_listed else {}) | changes
         return dataclasses.replace(self, **changes)
 

@@ -223,7 +223,7 @@ class Engine:
         config, shape = self.config, session.shape
         found = {}
         changes = not session.is_dense or session.halves_steps
-        asks_for_less = config.sample_ratio < 1 or config.cycle is not None
+        asks_for_less = config.sample_ratio < 1 or config.lists_steps
         if not changes and asks_for_less and not self.replay:
             other_steps = config.line_rules.changes_steps and shape.has_lines
             found["dense"] = (

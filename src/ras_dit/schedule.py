@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,6 +13,8 @@ from ras_dit.errors import RASError
 StepKind = Literal["dense", "sparse"]
 
 _STEPS_PER_AUTO_RESET = 9
+# At least: the longest interval between dense steps is the run's length over this.
+_INTERVALS_PER_RUN = 6
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,9 @@ def _counts(config: RASConfig, num_evaluations: int, num_tokens: int) -> list[in
                 "(for a scheduler of one call per step), or give one ratio per call"
             )
         return [count_active(ratio, num_tokens, granularity) for ratio in schedule]
+    if config.intervals is not None:
+        places = dense_places(config.intervals, num_evaluations)
+        return [num_tokens if index in places else 0 for index in range(num_evaluations)]
     start, stop = selective_window(config, num_evaluations)
     resets = reset_indices(config, start, stop, num_evaluations)
     selective = [index for index in range(start, stop) if index not in resets]
@@ -169,6 +176,29 @@ def _counts(config: RASConfig, num_evaluations: int, num_tokens: int) -> list[in
                 index, config.sample_ratio, start, num_evaluations, num_tokens
             )
     return counts
+
+
+def dense_places(intervals: Sequence[int], num_evaluations: int) -> frozenset[int]:
+    """Indices of the dense steps of a schedule of intervals.
+
+    Args:
+        intervals: Steps from each to the next; the last one over and over.
+        num_evaluations: Steps of the run, at least 1.
+
+    Returns:
+        The first step among them. Where intervals are longer than 1 in the end, the last is the
+        last but one of the run: from there on a line is as good, and the step before it shorter.
+    """
+    longest = max(1, num_evaluations // _INTERVALS_PER_RUN)
+    ends_skipping = min(intervals[-1], longest) > 1
+    last = num_evaluations - 2 if ends_skipping else num_evaluations - 1
+    places = [0]
+    for interval in itertools.chain(intervals, itertools.repeat(intervals[-1])):
+        place = places[-1] + min(interval, longest)
+        if place >= last:
+            break
+        places.append(place)
+    return frozenset((*places, last))
 
 
 def _ratios(config: RASConfig, selective: list[int], num_evaluations: int) -> list[float]:

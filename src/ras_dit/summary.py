@@ -68,7 +68,9 @@ class Summary:
 
     @property
     def _ratio(self) -> str:
-        cycle = self.config.cycle
+        cycle, intervals = self.config.cycle, self.config.intervals
+        if intervals is not None:
+            return f"1 at intervals of {', '.join(map(str, intervals))} steps, 0 between"
         if cycle is None:
             return f"{self.config.sample_ratio:g}"
         return f"{', '.join(f'{ratio:g}' for ratio in cycle)} in turn"

@@ -74,8 +74,8 @@ def checked_ratios(value: object) -> tuple[float, ...]:
     """A ratio for each step of a run, or a refusal."""
     if not isinstance(value, Sequence) or not value:
         raise RASError(
-            f'schedule={value!r}; expected "constant", "linear", "cycle", a ratio per step or a '
-            "callable"
+            f'schedule={value!r}; expected "constant", "linear", "cycle", "intervals", a ratio per '
+            "step or a callable"
         )
     for index, ratio in enumerate(value):
         check_number(f"schedule[{index}]", ratio, "in [0, 1]", lambda x: 0 <= x <= 1)
@@ -105,6 +105,28 @@ def checked_cycle(schedule: object, cycle: object) -> tuple[float, ...]:
             "others, too, or use sample_ratio=1.0 for a dense run"
         )
     return tuple(float(ratio) for ratio in cycle)
+
+
+def checked_intervals(schedule: object, intervals: object) -> tuple[int, ...]:
+    """The intervals between dense steps, or a refusal."""
+    if schedule != "intervals":
+        raise RASError(
+            f'intervals={intervals!r} is for schedule="intervals" only, and the schedule is '
+            f"{schedule!r}; leave it out or make the schedule one of intervals"
+        )
+    if isinstance(intervals, str) or not isinstance(intervals, Sequence) or not intervals:
+        raise RASError(
+            'schedule="intervals" needs intervals, numbers of steps such as (2, 2, 3, 4), and they '
+            f"are {intervals!r}"
+        )
+    for index, interval in enumerate(intervals):
+        check_int(f"intervals[{index}]", interval, 1, "1 makes the next step dense, too")
+    if max(intervals) == 1:
+        raise RASError(
+            f"intervals={list(intervals)} has dense steps only; give it a longer one, or use "
+            "sample_ratio=1.0 for a dense run"
+        )
+    return tuple(intervals)
 
 
 def check_stop(stop_step: object, warmup_steps: int | None) -> None:

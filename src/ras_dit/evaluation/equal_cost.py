@@ -37,7 +37,7 @@ def at_cost(
     if config is None or "sample_ratio" in data or config.schedule not in ("constant", "linear"):
         raise RASError(
             f"{place} has cost={wanted:g}, which sets sample_ratio; give it to a region-adaptive "
-            "row without sample_ratio, without a cycle and without a ratio per step"
+            "row without sample_ratio whose schedule is constant or linear"
         )
 
     def planned(number: int) -> float:

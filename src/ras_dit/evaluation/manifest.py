@@ -204,7 +204,7 @@ def plan_evaluation(data: Mapping[str, Any], place: Path) -> tuple[Manifest, Set
 def store(folder: Path, manifest: Manifest, settings: Settings) -> None:
     """Begin an evaluation in a folder, or check that it is the one begun there.
 
-    It may have further rows: no picture depends on those of other rows.
+    It may have further rows, or fewer: no picture depends on those of other rows.
 
     Raises:
         RASError: If another evaluation was begun in the folder, or with other versions, or scores
@@ -215,7 +215,7 @@ def store(folder: Path, manifest: Manifest, settings: Settings) -> None:
     if path.exists():
         begun = load_manifest(folder)
         check_same(begun, manifest, folder)
-        if len(manifest.rows) > len(begun.rows):
+        if manifest.rows != begun.rows:
             write_json(path, manifest.to_dict())
     else:
         # A run that was killed while it wrote its first file has begun nothing.
@@ -322,14 +322,15 @@ def check_same(begun: Manifest, manifest: Manifest, place: Path) -> None:
     """Refuse to go on with another evaluation than the one that was begun in a place.
 
     Raises:
-        RASError: If they differ in more than that rows were added, naming in what.
+        RASError: If they differ in more than rows that were added or left out, naming in what.
     """
     stored, fresh = begun.to_dict(), manifest.to_dict()
-    names = {row.name for row in begun.rows}
-    fresh["rows"] = [row for row in fresh["rows"] if row["name"] in names]
-    order = [row["name"] for row in fresh["rows"]]
-    if {row["name"] for row in stored["rows"]} == set(order):
-        stored["rows"].sort(key=lambda row: order.index(row["name"]))
+    names = {row.name for row in begun.rows} & {row.name for row in manifest.rows}
+    # All pictures are compared with the reference's.
+    names.add(begun.reference.name)
+    for data in (stored, fresh):
+        kept = (row for row in data["rows"] if row["name"] in names)
+        data["rows"] = sorted(kept, key=lambda row: row["name"])
     # As JSON, which knows no tuples.
     changed = [
         key
