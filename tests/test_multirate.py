@@ -41,6 +41,12 @@ def latents(channels: int = 4) -> torch.Tensor:
 sort = TokenSort(2)
 
 
+def merged(fresh: torch.Tensor, held: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+    """Fresh outputs of active tokens, and the held ones of the others."""
+    mask = torch.zeros(2, TOKENS).scatter_(1, active, 1.0)
+    return torch.where(PixelMap(fresh, sort, TOKENS).spread(mask) > 0, fresh, held)
+
+
 def drive(
     rules: LineRules,
     velocity: Any,
@@ -48,16 +54,16 @@ def drive(
     sets: dict[int, list[list[int]]],
     start: torch.Tensor,
 ) -> tuple[torch.Tensor, Lines]:
-    """A run whose velocity is known at every time; inactive tokens get rubbish."""
+    """A run whose velocity is known at every time; inactive tokens hold their last one."""
     lines = Lines(rules, PixelMap(start, sort, TOKENS), TOKENS, times)
-    sample = start
+    sample = held = start
     for step in range(len(times) - 1):
         noise = velocity(times[step])
         active = None
         if step in sets:
             active = torch.tensor(sets[step], dtype=torch.int64)
-            mask = torch.zeros(2, TOKENS).scatter_(1, active, 1.0)
-            noise = torch.where(lines._pixels.spread(mask) > 0, noise, torch.tensor(7.0))
+            noise = merged(noise, held, active)
+        held = noise.clone()
         noise, sample = lines.advance(noise, sample, active, step)
         sample = sample + (times[step + 1] - times[step]) * noise
     return sample, lines
@@ -115,7 +121,7 @@ def test_the_measured_damping() -> None:
     # One token is refreshed, with a fifth of its slope; all of the image go on by that.
     one = torch.tensor([[2], [2]])
     value = values[3] + 0.2 * slopes[2] * (times[4] - times[3])
-    last, _ = lines.advance(value, base, one, 4)
+    last, _ = lines.advance(merged(value, values[3], one), base, one, 4)
     fresh = value + 0.2 * half[4] * 0.2 * slopes[2]
     left = values[3] + 0.2 * (times[4] - times[3] + half[4]) * slopes[2]
     chosen = torch.zeros(2, TOKENS).scatter_(1, one, 1.0)[..., None, None] > 0
@@ -130,8 +136,11 @@ def test_a_line_is_followed_to_its_age(longest: int) -> None:
     base, slope = latents(), latents().flip(0)
     lines = Lines(rules, PixelMap(base, sort, TOKENS), TOKENS, times)
     one = torch.tensor([[0], [0]])
+    held = base
     for step in range(5):
-        noise, _ = lines.advance(base + slope * times[step], base, one if step > 1 else None, step)
+        fresh, active = base + slope * times[step], one if step > 1 else None
+        held = fresh if active is None else merged(fresh, held, active)
+        noise, _ = lines.advance(held, base, active, step)
         if step < 2:
             continue
         middle = (times[step] + times[step + 1]) / 2
@@ -176,16 +185,59 @@ def test_the_order_of_a_dense_run() -> None:
     assert errors[True][0] / errors[True][1] > 3.3
 
 
-def test_held_tokens_get_their_last_output() -> None:
+def test_held_tokens_get_what_the_pipeline_makes_of_their_last_output() -> None:
+    """Which is another noise where guidance changed meanwhile."""
     base = latents()
     lines = Lines(LineRules(), PixelMap(base, sort, TOKENS), TOKENS, uneven_times())
-    noise, sample = lines.advance(base, base, None, 0)
-    assert noise is base
-    assert sample is base
-    active = torch.tensor([[1, 2], [0, 3]])
-    noise, _ = lines.advance(base + 1, base, active, 1)
-    mask = torch.zeros(2, TOKENS).scatter_(1, active, 1.0)
-    torch.testing.assert_close(sort(noise - base)[..., 0, 0], mask)
+    lines.advance(base, base, None, 0)
+    for active in (torch.tensor([[1, 2], [0, 3]]), torch.empty(2, 0, dtype=torch.int64)):
+        given = base + active.shape[1]
+        noise, sample = lines.advance(given, base, active, 1)
+        assert noise is given
+        assert sample is base
+
+
+@pytest.mark.parametrize("forecast", ["hold", "linear"])
+def test_a_change_of_guidance_is_no_change_of_a_token(forecast: str) -> None:
+    """A line goes on from what its last output comes to now, with the slope that it had."""
+    base, slope = latents(), latents().flip(0)
+    times = uneven_times()
+    rules = LineRules(linear=forecast == "linear")
+    lines = Lines(rules, PixelMap(base, sort, TOKENS), TOKENS, times)
+    for step in range(2):
+        noise = base + slope * times[step].float()
+        lines.advance(noise, base, None, step)
+    nothing = torch.empty(2, 0, dtype=torch.int64)
+    handed_on, _ = lines.advance(noise + 3, base, nothing, 2)
+    reached = times[2 if rules.linear else 1]
+    torch.testing.assert_close(handed_on, base + 3 + slope * reached.float())
+
+
+def rescaled(pipe: Any, step: int, _timestep: Any, _tensors: Any) -> dict[str, Any]:
+    if step == 3:
+        pipe._guidance_scale = 8.0
+    return {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"callback_on_step_end": rescaled},
+        {"skip_guidance_layers": [1], "skip_layer_guidance_stop": 0.5},
+    ],
+    ids=["scale", "skipped layers"],
+)
+@pytest.mark.parametrize("knobs", [{"metric": "innovation"}, {"reset_tolerance": 100.0}])
+def test_guidance_that_changes_in_mid_run_is_the_references(
+    changes: dict[str, Any], knobs: dict[str, Any]
+) -> None:
+    pipe = sd3_pipeline()
+    with ras_dit.enable(pipe, sample_ratio=0.4, warmup_steps=2, **knobs) as handle:
+        sparse = pipe(**sd3_inputs(1), **changes).images
+    assert handle.trace is not None
+    assert handle.trace.num_dense_steps < len(handle.trace.steps)
+    reference = masked_reference(pipe, handle.trace, **sd3_inputs(1), **changes)
+    torch.testing.assert_close(sparse, reference, rtol=1e-4, atol=1e-4)
 
 
 def test_lines_keep_their_own_tensors() -> None:

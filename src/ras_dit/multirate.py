@@ -57,7 +57,8 @@ class Lines:
         """Take in a step's outputs; what an Euler scheduler is to get in their place.
 
         Args:
-            noise_pred: Fresh outputs of active tokens, anything for the others, L.
+            noise_pred: Fresh outputs of active tokens, the last ones of the others, which differ
+                from what they were where guidance has changed since, L.
             sample: The latents that the step starts from, L.
             active: int64 ``[B, A]``; ``None`` where all are.
             step: Number of the step.
@@ -65,9 +66,8 @@ class Lines:
         Returns:
             Noise prediction and sample in their own dtypes; the ones given where nothing changes.
         """
-        # What is kept whole is copied: pipelines may write to their own tensors.
-        keeps_all = self._value is None or active is None
-        fresh_value = noise_pred.to(torch.float32, copy=keeps_all)
+        # Copied: pipelines may write to their own tensors.
+        fresh_value = noise_pred.to(torch.float32, copy=True)
         now = self._times[step]
         if self._value is None:
             batch = noise_pred.shape[0]
@@ -77,6 +77,7 @@ class Lines:
             return self._hand_on(noise_pred, sample, None, step)
         self._age += 1
         if active is not None and active.shape[1] == 0:
+            self._value = fresh_value
             nothing = torch.zeros_like(self._age, dtype=torch.bool)
             return self._hand_on(noise_pred, sample, nothing, step)
         gap = now - self._since
@@ -87,12 +88,11 @@ class Lines:
         sample = self._corrected(sample, fresh_value, gap, fresh, spread_fresh)
         if self._rules.needs_slope:
             self._turn(moved.div_(self._pixels.spread(gap)), fresh, spread_fresh)
-        if fresh is None or spread_fresh is None:
-            self._value = fresh_value
+        self._value = fresh_value
+        if fresh is None:
             self._since = torch.zeros_like(gap) + now
             self._age.zero_()
         else:
-            self._value = torch.where(spread_fresh, fresh_value, self._value)
             self._since = torch.where(fresh, now, self._since)
             self._age.masked_fill_(fresh, 0)
         return self._hand_on(noise_pred, sample, fresh, step)
@@ -239,7 +239,7 @@ class Lines:
             distance = effective * length
             kept = self._travelled
             self._travelled = distance if kept is None else kept.add_(distance)
-        if effective is self._value and fresh is None:
+        if effective is self._value:
             return noise_pred, sample
         return effective.to(noise_pred.dtype), sample
 

@@ -64,12 +64,10 @@ def foreseen_trace(
     layout = TokenLayout(trace.grid, trace.num_text_tokens, trace.num_references)
     patch = description.patch(transformer_config)
     sort = TokenSort(patch, layout, description.frames_first)
-    lines = Lines(
-        config.line_rules,
-        PixelMap(recording.noise_preds[0], sort, trace.num_tokens),
-        trace.num_tokens,
-        torch.tensor([*levels, 0.0]),
-    )
+    pixels = PixelMap(recording.noise_preds[0], sort, trace.num_tokens)
+    times = torch.tensor([*levels, 0.0])
+    lines = Lines(config.line_rules, pixels, trace.num_tokens, times)
+    held = recording.noise_preds[0]
     plans = plan_steps(config, len(trace.steps), trace.num_tokens)
     steps = []
     for plan, step, noise in zip(plans, trace.steps, recording.noise_preds, strict=True):
@@ -77,7 +75,11 @@ def foreseen_trace(
         if plan.kind == "sparse":
             errors = lines.errors(noise, plan.index)
             active = errors.topk(plan.num_active, dim=1).indices.sort(dim=1).values
-        lines.advance(noise, recording.samples[plan.index], active, plan.index)
+            is_active = torch.zeros_like(errors, dtype=torch.bool).scatter_(1, active, value=True)
+            held = torch.where(pixels.spread(is_active), noise, held)
+        else:
+            held = noise
+        lines.advance(held, recording.samples[plan.index], active, plan.index)
         steps.append(
             replace(
                 step,
