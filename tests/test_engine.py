@@ -70,8 +70,8 @@ def test_configurations_come_from_everywhere(tmp_path: Path) -> None:
     pipe = sd3_pipeline()
     with ras_dit.enable(pipe, str(file)) as handle:
         assert handle.config.sample_ratio == 0.3
-    with ras_dit.enable(pipe, "fast", warmup_steps=3) as handle:
-        assert handle.config == ras_dit.RASConfig.load("fast").replace(warmup_steps=3)
+    with ras_dit.enable(pipe, "quality", warmup_steps=3) as handle:
+        assert handle.config == ras_dit.RASConfig.load("quality").replace(warmup_steps=3)
     with pytest.raises(ras_dit.RASError, match="no field ratio"):
         ras_dit.enable(pipe, ratio=0.5)
 
@@ -261,6 +261,21 @@ def test_every_schedule_equals_the_reference(config: dict[str, Any]) -> None:
     assert [step.num_active for step in handle.trace.steps] == [p.num_active for p in planned]
     reference = masked_reference(pipe, handle.trace, **sd3_inputs(2))
     torch.testing.assert_close(latents, reference, atol=1e-4, rtol=0)
+
+
+def test_a_replayed_trace_keeps_the_text_as_its_run_did() -> None:
+    pipe = sd3_pipeline()
+    traces = {}
+    for text in ("keep", "fresh"):
+        with ras_dit.enable(pipe, **SPARSE, text=text) as handle:
+            expected = pipe(**sd3_inputs(2)).images
+        trace = traces[text] = handle.trace
+        with ras_dit.enable(pipe, replay=trace) as handle:
+            assert torch.equal(pipe(**sd3_inputs(2)).images, expected)
+            assert handle.trace is not None
+            assert handle.trace.keeps_text == (text == "keep")
+    with pytest.raises(ras_dit.RASError, match=r'text="keep" cannot be had with this trace'):
+        ras_dit.enable(pipe, text="keep", replay=traces["fresh"])
 
 
 def test_a_replayed_trace_gives_the_same_picture() -> None:

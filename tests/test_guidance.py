@@ -392,6 +392,17 @@ def test_without_guidance_it_does_nothing() -> None:
     unchanged(sd3_pipeline(), call, "one row per image", **HALVED)
 
 
+def test_steps_that_all_need_both_branches_are_said() -> None:
+    def call() -> dict[str, Any]:
+        inputs = sd3_inputs(1) | {"num_inference_steps": 12}
+        del inputs["output_type"]
+        return inputs
+
+    message = r"guidance_every=2 does nothing here: each of this run's 12 steps is skipped, or"
+    spaced = {"schedule": "intervals", "intervals": (2,), "guidance_every": 2}
+    unchanged(sd3_pipeline(), call, message, **spaced)
+
+
 @pytest.mark.parametrize("name", ["perturbed attention", "perturbed attention alone"])
 def test_branches_that_attention_mixes_run_whole(name: str) -> None:
     (family,) = families(f"PixArt-Sigma {name}")

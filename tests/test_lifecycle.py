@@ -21,7 +21,8 @@ from diffusers import (
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 
 import ras_dit
-from pipelines import processors_of, sd3_inputs, sd3_pipeline, sd3_transformer
+from families_wan import two_stages, wan_call, wan_pipeline
+from pipelines import hooks_of, processors_of, sd3_inputs, sd3_pipeline, sd3_transformer
 from ras_dit.cache import KVCache
 from ras_dit.reference import masked_reference
 
@@ -172,6 +173,32 @@ def test_a_transformer_replaced_after_enable_is_refused() -> None:
         pipe(**sd3_inputs(1))
     handle.disable()
     pipe(**sd3_inputs(1))
+
+
+def test_the_cure_for_a_replaced_transformer_works_without_the_handle() -> None:
+    pipe = sd3_pipeline()
+    first = pipe.transformer
+    ras_dit.enable(pipe, **SPARSE)
+    pipe.transformer = sd3_transformer(seed=4)
+    with pytest.raises(ras_dit.RASError, match=r"replaced .* call ras_dit.disable\(pipe\)"):
+        pipe(**sd3_inputs(1))
+    ras_dit.disable(pipe)
+    assert hooks_of(first) == hooks_of(pipe.transformer) == 0
+    with ras_dit.enable(pipe, **SPARSE) as handle:
+        pipe(**sd3_inputs(1))
+        assert handle.trace is not None
+    fresh = sd3_pipeline(seed=4)
+    assert torch.equal(pipe(**sd3_inputs(1)).images, fresh(**sd3_inputs(1)).images)
+
+
+def test_a_transformer_whose_turn_is_over_keeps_no_caches() -> None:
+    sizes = []
+    for pipe in (wan_pipeline(), two_stages()):
+        with ras_dit.enable(pipe, sample_ratio=0.5, warmup_steps=1) as handle:
+            pipe(**wan_call(1) | {"num_inference_steps": 8}, output_type="latent")
+        assert handle.trace is not None
+        sizes.append(handle.trace.cache_bytes)
+    assert sizes[0] == sizes[1] > 0
 
 
 def test_the_observed_scheduler_looks_stock(tmp_path: Path) -> None:

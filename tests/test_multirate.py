@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections import defaultdict
 from typing import Any
 
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    FlowMatchEulerDiscreteScheduler,
+    LTXConditionPipeline,
+    UniPCMultistepScheduler,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
 import ras_dit
+from families_ltx import ltx_call, ltx_pipeline
 from pipelines import hooks_of, sd3_inputs, sd3_pipeline, sd3_transformer, take
 from ras_dit.adapters import DESCRIPTIONS
 from ras_dit.cost import plan_cost
@@ -211,6 +217,22 @@ def test_a_change_of_guidance_is_no_change_of_a_token(forecast: str) -> None:
     handed_on, _ = lines.advance(noise + 3, base, nothing, 2)
     reached = times[2 if rules.linear else 1]
     torch.testing.assert_close(handed_on, base + 3 + slope * reached.float())
+
+
+def test_steps_of_each_tokens_own_length_have_no_lines() -> None:
+    """LTXConditionPipeline hands its scheduler a time for each token."""
+    pipe = ltx_pipeline(LTXConditionPipeline)
+    call = lambda: {**ltx_call(1), "num_inference_steps": 6, "output_type": "latent"}  # noqa: E731
+    plain = {"sample_ratio": 0.5, "warmup_steps": 2}
+    ends = []
+    for knobs in ({}, {**BEST, "metric": "std", "forecast_keys": 0.5}):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            with ras_dit.enable(pipe, **plain, **knobs):
+                ends.append(pipe(**call(), return_dict=False)[0])
+        said = [str(one.message) for one in caught if one.category is ras_dit.RASWarning]
+        assert [("one length for all tokens" in text) for text in said] == [True] * bool(knobs)
+    assert torch.equal(*ends)
 
 
 def rescaled(pipe: Any, step: int, _timestep: Any, _tensors: Any) -> dict[str, Any]:

@@ -96,8 +96,10 @@ def test_a_broken_engine_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_to_check_is_no_success() -> None:
-    with pytest.raises(ras_dit.RASError, match="steps of this run are dense"):
-        ras_dit.verify(sd3_pipeline(), {"sample_ratio": 1.0}, **sd3_call(1))
+    for config in ({"sample_ratio": 1.0}, {"schedule": "intervals", "intervals": (2,)}):
+        call = sd3_call(1) | {"num_inference_steps": 12}
+        with pytest.raises(ras_dit.RASError, match="12 computes a part of the tokens"):
+            ras_dit.verify(sd3_pipeline(), config, **call)
     pipe = sd3_pipeline()
     with (
         ras_dit.enable(pipe, sample_ratio=0.4),

@@ -437,7 +437,10 @@ class RASConfig:
             return cls()
         if isinstance(source, RASConfig):
             return source
-        return cls(**read_fields(source, [field.name for field in dataclasses.fields(cls)]))
+        fields = read_fields(source, [field.name for field in dataclasses.fields(cls)])
+        config = cls(**fields)
+        _check_ratio(config, fields)
+        return config
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again.
@@ -452,8 +455,12 @@ class RASConfig:
         if changes.keys() & {"schedule", "cycle", "intervals"}:
             # The ratio of listed ones is their mean: new ones have another.
             is_listed = self.lists_steps or isinstance(self.schedule, tuple)
-            changes = ({"sample_ratio": type(self).sample_ratio} if is_listed else {}) | changes
-        return dataclasses.replace(self, **changes)
+            usual = {"sample_ratio": type(self).sample_ratio} if is_listed else {}
+            config = dataclasses.replace(self, **(usual | changes))
+        else:
+            config = dataclasses.replace(self, **changes)
+        _check_ratio(config, changes)
+        return config
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data that YAML and JSON can hold.
@@ -474,3 +481,15 @@ class RASConfig:
                 )
         data = dataclasses.asdict(self)
         return {key: list(v) if isinstance(v, tuple) else v for key, v in data.items()}
+
+
+def _check_ratio(config: RASConfig, given: Mapping[str, Any]) -> None:
+    """Refuse a ratio that was given where listed steps have another."""
+    ratio = given.get("sample_ratio", config.sample_ratio)
+    if ratio != config.sample_ratio:
+        # Only the default comes here: of any other the constructor knows that it was given.
+        raise RASError(
+            f"sample_ratio={ratio} cannot be met: the schedule says what every step computes "
+            f"(mean {config.sample_ratio:g} over its sparse steps); leave sample_ratio out, or "
+            'give schedule="constant" and no cycle or intervals'
+        )

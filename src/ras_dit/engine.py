@@ -244,8 +244,15 @@ class Engine:
                 f"forecast={config.forecast!r}, forecast_keys={config.forecast_keys:g}, solver="
                 f"{config.solver!r} and correction_age={config.correction_age} do nothing here: "
                 "outputs are held, keys and values too, and the scheduler's own steps are taken; "
-                "they need pipe.scheduler to be a deterministic "
-                "FlowMatchEulerDiscreteScheduler"
+                "they need pipe.scheduler to be a deterministic FlowMatchEulerDiscreteScheduler "
+                "whose steps have one length for all tokens"
+            )
+        if config.guidance_every > 1 and not session.halves_steps and not self.replay:
+            found["guidance"] = (
+                f"guidance_every={config.guidance_every} does nothing here: each of this run's "
+                f"{shape.num_evaluations} steps is skipped, or needs both branches (warm-up, so "
+                "many steps after the last such step, dense steps next to sparse ones, the last "
+                "step); raise it, or give more steps"
             )
         for kind, message in found.items():
             self._warn_once(kind, message)
@@ -334,12 +341,21 @@ class Engine:
             part.end_call()
 
     def before_step(
-        self, noise_pred: torch.Tensor, sample: torch.Tensor
+        self, noise_pred: torch.Tensor, sample: torch.Tensor, *, by_token: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Guided noise and sample on their way to the scheduler: observed and handed on."""
+        """Guided noise and sample on their way to the scheduler: observed and handed on.
+
+        Args:
+            noise_pred: The guided noise prediction.
+            sample: The latents.
+            by_token: Whether the scheduler takes steps of each token's own length.
+        """
         session = self._session
         if session is None or session.finished or not session.called:
             return noise_pred, sample
+        if by_token and session.shape.has_lines:
+            session.without_lines()
+            self._warn_of(session, noise_pred.device)
         handed_on = session.transform(noise_pred, sample)
         finished = session.end_step(noise_pred)
         if session.made_one_step:
@@ -397,9 +413,12 @@ def _run_step(
     method: Any, watching: tuple[object, ...], scheduler: Any, args: Any, kwargs: Any
 ) -> Any:
     bound = inspect.signature(method).bind(scheduler, *args, **kwargs)
+    own_times = (bound.arguments | kwargs).get("per_token_timesteps")
     for engine in watching:
         if isinstance(engine, Engine):
             bound.arguments["model_output"], bound.arguments["sample"] = engine.before_step(
-                bound.arguments["model_output"], bound.arguments["sample"]
+                bound.arguments["model_output"],
+                bound.arguments["sample"],
+                by_token=own_times is not None,
             )
     return method(*bound.args, **bound.kwargs)

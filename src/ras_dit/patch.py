@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +17,7 @@ from ras_dit.engine import Engine, denoisers
 from ras_dit.entrance import uncompiled
 from ras_dit.errors import RASError, UnsupportedError
 from ras_dit.hooks import TransformerHooks
+from ras_dit.observe import observers
 from ras_dit.recording import Recording
 from ras_dit.trace import Trace
 
@@ -103,8 +104,7 @@ def enable(
             be combined with RAS.
         RASError: If the configuration is not valid, or another one is enabled already.
     """
-    chosen = RASConfig.load(config).replace(**overrides)
-    _check_replay(chosen, replay)
+    chosen = _replaying(RASConfig.load(config).replace(**overrides), replay)
     engine = find_engine(pipe)
     if engine is not None:
         _check_same(engine, chosen, replay, record=record)
@@ -131,13 +131,24 @@ def _check_text(config: RASConfig, description: TransformerDescription) -> None:
         )
 
 
-def _check_replay(config: RASConfig, replay: Trace | None) -> None:
-    if replay is not None and replay.num_halved and config.forecast_keys:
+def _replaying(config: RASConfig, replay: Trace | None) -> RASConfig:
+    """The configuration of a run that repeats another: its text goes the way of that one's."""
+    if replay is None:
+        return config
+    if replay.num_halved and config.forecast_keys:
         raise RASError(
             f"forecast_keys={config.forecast_keys:g} cannot be had with this trace to replay, "
             f"{replay.num_halved} steps of which ran one guidance branch; give forecast_keys=0, or "
             "a trace of a run with guidance_every=1"
         )
+    if replay.keeps_text:
+        return config.replace(text="keep")
+    if config.text == "keep":
+        raise RASError(
+            'text="keep" cannot be had with this trace to replay, whose run computed the text anew '
+            "in every step; leave text out, or give a trace of a run that kept it"
+        )
+    return config
 
 
 def _check_same(engine: Engine, config: RASConfig, replay: Trace | None, *, record: bool) -> None:
@@ -154,13 +165,16 @@ def _check_same(engine: Engine, config: RASConfig, replay: Trace | None, *, reco
 
 def disable(pipe: Any) -> None:
     """Make a pipeline stock again. A pipeline without RAS stays as it is."""
-    engine = find_engine(pipe)
-    if engine is not None:
+    for engine in list(_engines(pipe)):
         engine.detach()
 
 
 def find_engine(pipe: Any) -> Engine | None:
-    """The engine on a pipeline's transformers, if there is one."""
+    """The engine on a pipeline's transformers, or on those that it had before, if there is one."""
+    return next(_engines(pipe), None)
+
+
+def _engines(pipe: Any) -> Iterator[Engine]:
     # The hooks are the one mark that an engine leaves on its transformer.
     for called in denoisers(pipe).values():
         transformer = uncompiled(called)
@@ -169,8 +183,9 @@ def find_engine(pipe: Any) -> Engine | None:
                 part = getattr(hook, "__self__", None)
                 if type(part) is TransformerHooks and part.transformer is transformer:
                     assert isinstance(part.owner, Engine)
-                    return part.owner
-    return None
+                    yield part.owner
+    # Of transformers that were replaced.
+    yield from observers(pipe, Engine)
 
 
 def _checked_transformers(pipe: Any, description: TransformerDescription | None) -> list[nn.Module]:

@@ -84,6 +84,7 @@ class Session:
         self._times: torch.Tensor | None = None
         self._index = 0
         self._branches: dict[tuple[int, int], BranchCache] = {}
+        self._first_part = 0
         self._calls: list[Call] = []
         self._active: torch.Tensor | None = None
         self._given: torch.Tensor | None = None
@@ -154,6 +155,10 @@ class Session:
             # Frames were added or left out in mid-run: what is known of tokens is of others now.
             self._outgrown = True
         plan = self.plans[self._index]
+        if not self._calls and part != self._first_part:
+            # Its turn is over: Wan 2.2 has one transformer for high noise levels, one for low.
+            self._first_part = part
+            self._branches = {key: kept for key, kept in self._branches.items() if key[0] == part}
         branch = part, len(self._calls)
         cache = self._branches.get(branch)
         self._given = given
@@ -263,6 +268,13 @@ class Session:
         following = self.plans[self._index + 1 : self._index + 2]
         adapts = self.config.tolerance is not None
         return any(plan.num_active == 0 or adapts for plan in following if plan.kind == "sparse")
+
+    def without_lines(self) -> None:
+        """Nothing is put on lines: the scheduler's steps are others than its noise levels say."""
+        if self._moves_keys:
+            # What was made ready to move is computed anew.
+            self._branches.clear()
+        self.shape = replace(self.shape, is_euler=False)
 
     def transform(
         self, noise_pred: torch.Tensor, sample: torch.Tensor

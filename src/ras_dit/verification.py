@@ -187,10 +187,11 @@ def _with_all_branches(step: StepTrace) -> StepTrace:
 
 
 def _check_sparse(trace: Trace) -> None:
-    if all(step.kind == "dense" for step in trace.steps):
+    if not any(0 < step.num_active < step.num_tokens for step in trace.steps):
         raise RASError(
-            f"all {len(trace.steps)} steps of this run are dense, so there is nothing to check; "
-            "give more num_inference_steps, a larger picture or another configuration"
+            f"no step of this run's {len(trace.steps)} computes a part of the tokens (they are "
+            "dense or skipped), so there is nothing to check; give more num_inference_steps, a "
+            "larger picture or a configuration with regions"
         )
 
 
