@@ -64,6 +64,23 @@ def test_a_built_schedule_is_as_long_as_the_budget_allows(pattern: str) -> None:
     assert schedules.build(schedules.Form(2, pattern), within(0.5), 30) is None
 
 
+@pytest.mark.parametrize("pattern", schedules.INTERVALS)
+def test_a_schedule_of_intervals_is_as_long_as_the_budget_allows(pattern: str) -> None:
+    form = schedules.Form(3, pattern, 2, 4)
+    for budget in (7.0, 9.5, 12.0):
+        schedule = schedules.build(form, within(budget), 30)
+        assert schedule is not None
+        assert is_preset(schedule)
+        assert within(budget)(schedule)
+        plain = form.schedule(len(schedule) - 5)
+        assert set(plain) == {0.0, 1.0}
+        assert all(a >= b for a, b in zip(schedule, plain, strict=True))
+        longer = form.schedule(len(schedule) - 4)
+        assert len(longer) > 30 or not within(budget)(longer)
+    # Runs too short for intervals are dense, and dense runs are not proposed.
+    assert schedules.build(form, within(5.0), 30) is None
+
+
 def test_changed_schedules_stay_within_the_budget_and_use_it() -> None:
     rng = random.Random(0)
     schedule = schedules.build(schedules.Form(3, "half", 1, 4), within(9.3), 20)

@@ -11,6 +11,8 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from ras_dit.schedule import dense_places
+
 Schedule = tuple[float, ...]
 Fits = Callable[[Schedule], bool]
 
@@ -31,6 +33,12 @@ PATTERNS: Mapping[str, Schedule] = {
     "dense, skip, half": (0.5, 1.0, 0.0),
     "dense, two skips": (0.0, 0.0, 1.0),
 }
+# Whole runs instead, without warm-up and tail: steps from each dense step to the next, as the
+# package's presets have them.
+INTERVALS: Mapping[str, tuple[int, ...]] = {
+    "intervals to 3": (1, 1, 2, 2, 3),
+    "intervals to 4": (2, 2, 3, 4),
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class Form:
 
     Attributes:
         warmup: Dense steps at the start, at least 1.
-        pattern: A key of :data:`PATTERNS`.
+        pattern: A key of :data:`PATTERNS` or :data:`INTERVALS`.
         tail: Dense steps at the end.
         reset_every: Every so many steps in between one is dense, at least 2; 0 for none.
     """
@@ -51,6 +59,10 @@ class Form:
 
     def schedule(self, middle: int) -> Schedule:
         """The schedule with so many steps between warm-up and tail."""
+        if self.pattern in INTERVALS:
+            count = self.warmup + middle + self.tail
+            places = dense_places(INTERVALS[self.pattern], count)
+            return tuple(float(place in places) for place in range(count))
         cycle = itertools.cycle(PATTERNS[self.pattern])
         every = self.reset_every
         body = [
@@ -77,7 +89,7 @@ def build(form: Form, fits: Fits, most: int) -> Schedule | None:
         shortened = Form(warmup, form.pattern, tail, form.reset_every)
         for middle in range(most - warmup - tail, 0, -1):
             schedule = shortened.schedule(middle)
-            if fits(schedule):
+            if min(schedule) < 1 and fits(schedule):
                 return filled(schedule, fits, range(len(schedule) - 1, 0, -1))
         if tail:
             tail -= 1

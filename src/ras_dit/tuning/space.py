@@ -26,6 +26,7 @@ _SHIFTS: tuple[float | None, ...] = (None, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 _WARMUPS = (1, 2, 3, 4, 5, 6)
 _TAILS = (0, 1, 2, 3, 4)
 _RESETS = (0, 3, 4, 6, 9)
+_PATTERNS = (*schedules.PATTERNS, *schedules.INTERVALS)
 _FEWER_STEPS = 3
 _LEAST: schedules.Schedule = (1.0, schedules.LEVELS[1])
 
@@ -117,6 +118,7 @@ class SparseSpace:
         }
         return (
             common | {"pattern": "half", "forecast": "hold"},
+            *(lines | {"pattern": pattern} for pattern in schedules.INTERVALS),
             lines | {"pattern": "dense, skip"},
             lines | {"pattern": "dense, skip, half"},
         )
@@ -130,7 +132,7 @@ class SparseSpace:
         fields = _fields(DIMENSIONS, self.able, choose)
         form = schedules.Form(
             warmup=choose("warmup", _WARMUPS),
-            pattern=choose("pattern", tuple(schedules.PATTERNS)),
+            pattern=choose("pattern", _PATTERNS),
             tail=choose("tail", _TAILS),
             reset_every=choose("reset_every", _RESETS),
         )
@@ -217,7 +219,7 @@ def dimensions() -> dict[str, Sequence[Choice]]:
     """All that is chosen from, by name."""
     named: dict[str, Sequence[Choice]] = {d.field: d.values for d in DIMENSIONS}
     forms = {"warmup": _WARMUPS, "tail": _TAILS, "reset_every": _RESETS, "shift": _SHIFTS}
-    return {**named, **forms, "pattern": tuple(schedules.PATTERNS)}
+    return {**named, **forms, "pattern": _PATTERNS}
 
 
 def check_budget(space: SparseSpace, budget: float) -> None:
