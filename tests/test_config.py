@@ -119,6 +119,26 @@ def test_a_ratio_that_listed_steps_contradict_is_refused() -> None:
     assert (other.sample_ratio, other.intervals) == (0.5, None)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            lambda: RASConfig(sample_ratio="fast"),
+            r"'fast' is a preset, .* enable\(pipe, \"fast\"\)",
+        ),
+        (lambda: RASConfig(sample_ratio="1e-1"), r"this is a text, write 0\.1"),
+        (lambda: RASConfig.load(0.5), r"from float; .* \(for a ratio: sample_ratio=0\.5\)"),
+        (
+            lambda: RASConfig().replace(preset="fast"),
+            "no field preset .a preset is given by its name",
+        ),
+    ],
+)
+def test_near_misses_get_a_hint(wrong: Any, message: str) -> None:
+    with pytest.raises(RASError, match=message):
+        wrong()
+
+
 def test_plain_data_and_yaml_round_trip(tmp_path: Path) -> None:
     config = RASConfig(sample_ratio=0.3, reset_steps=(0.25, 0.75), metric="l2", granularity=8)
     file = tmp_path / "my.yaml"

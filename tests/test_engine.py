@@ -12,6 +12,7 @@ from diffusers import (
     DDPMPipeline,
     FluxTransformer2DModel,
     StableDiffusion3Pipeline,
+    UniPCMultistepScheduler,
 )
 from diffusers.hooks import (
     FirstBlockCacheConfig,
@@ -261,6 +262,47 @@ def test_every_schedule_equals_the_reference(config: dict[str, Any]) -> None:
     assert [step.num_active for step in handle.trace.steps] == [p.num_active for p in planned]
     reference = masked_reference(pipe, handle.trace, **sd3_inputs(2))
     torch.testing.assert_close(latents, reference, atol=1e-4, rtol=0)
+
+
+def test_what_is_no_trace_is_not_replayed() -> None:
+    pipe = sd3_pipeline()
+    with pytest.raises(ras_dit.RASError, match=r"replay=3; expected a ras_dit.Trace"):
+        ras_dit.enable(pipe, replay=3)  # type: ignore[arg-type]
+    assert hooks_of(pipe.transformer) == 0
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"sample_ratio": 0.5, "granularity": 1000}, "granularity=1000.; lower granularity"),
+        ({"sample_ratio": 0.5, "warmup_steps": 99}, "or a smaller warmup_steps"),
+        (
+            {"schedule": "intervals", "intervals": (2, 3)},
+            r"no interval is longer than a sixth of the run, intervals=\[2, 3\]\); use more steps",
+        ),
+    ],
+)
+def test_a_dense_run_is_said_with_its_cause(knobs: dict[str, Any], message: str) -> None:
+    pipe = sd3_pipeline()
+    with (
+        ras_dit.enable(pipe, **knobs),
+        pytest.warns(ras_dit.RASWarning, match=f"steps are all dense .*{message}"),
+    ):
+        pipe(**sd3_inputs(1))
+
+
+def test_only_what_was_asked_for_is_said_to_do_nothing() -> None:
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
+    pipe = sd3_pipeline(scheduler=scheduler)
+    for knobs, said in (
+        ({"forecast": "linear"}, "forecast='linear' does nothing here"),
+        ({"solver": "ab2", "correction_age": 2}, "solver='ab2' and correction_age=2 do nothing"),
+    ):
+        with (
+            ras_dit.enable(pipe, **SPARSE, **knobs),
+            pytest.warns(ras_dit.RASWarning, match=f"^{said}"),
+        ):
+            pipe(**sd3_inputs(1))
 
 
 def test_a_replayed_trace_keeps_the_text_as_its_run_did() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub.errors import LocalEntryNotFoundError
 from PIL import Image
 
 from ras_dit import RASConfig, RASError, UnsupportedError
@@ -243,3 +245,20 @@ def test_unsupported_models_are_refused_before_weights_are_read(tmp_path: Path) 
 def test_only_the_embedded_model_has_defaults_of_its_own(model_folder: Path) -> None:
     assert call_defaults(None) == call_defaults(str(MODEL_DIR)) == EMBEDDED_DEFAULTS
     assert call_defaults(model_folder) == CallDefaults()
+
+
+def test_a_published_name_and_a_hub_out_of_reach_say_what_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(RASError, match=r"known to `ras-dit plan` only.*give its folder, or"):
+        load_pipeline("FLUX.1-dev")
+
+    def unreachable(*_: Any, **__: Any) -> Any:
+        try:
+            raise LocalEntryNotFoundError("cannot find the requested files")
+        except LocalEntryNotFoundError as error:
+            raise OSError("does not appear to have a file named model_index.json") from error
+
+    monkeypatch.setattr(DiffusionPipeline, "load_config", unreachable)
+    with pytest.raises(RASError, match="the hub cannot be reached; check the connection"):
+        load_pipeline("owner/name")

@@ -61,7 +61,7 @@ LAYERS = layers()
     ("name", "allowed"),
     [
         ("errors", set()),
-        ("validation", {"errors"}),
+        ("validation", {"config_files", "errors"}),
         ("public_code", {"errors"}),
         ("config_files", {"errors", "public_code"}),
         ("rules", set()),

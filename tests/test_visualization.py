@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from ras_dit import RASError
 from ras_dit.tokens import TokenGrid
 from ras_dit.trace import StepTrace, Trace, pack_active
-from ras_dit.visualization import comparison, region_map
+from ras_dit.visualization import comparison, draw_counts, region_map
 
 
 def trace_of(*active: list[list[int]], height: int = 2, width: int = 3, dense: int = 1) -> Trace:
@@ -43,6 +44,19 @@ def test_more_active_tokens_are_brighter() -> None:
     assert [values[i] for i in order] == sorted(values)
     assert values[0] > values[4] > values[5] > values[1] + 5
     assert values[1] == pytest.approx(values[2], abs=2)
+
+
+@pytest.mark.parametrize("dense", [2, 5])
+def test_a_run_without_regions_has_one_colour_out_of_all_steps(dense: int) -> None:
+    """Between those of no step and of all; the bar shows both."""
+    nothing: list[list[int]] = [[]]
+    trace = trace_of(*[nothing] * (6 - dense), dense=dense)
+    counts = trace.active_counts()[0].numpy()
+    axes = Figure().add_subplot()
+    drawn = draw_counts(axes, counts, 6, Image.new("RGB", (96, 64), "gray"))
+    assert drawn.get_clim() == (0, 6)
+    assert set(counts.flatten().tolist()) == {dense}
+    region_map(trace, Image.new("RGB", (96, 64), "gray"))
 
 
 def test_each_image_has_its_own_map() -> None:

@@ -451,7 +451,10 @@ class RASConfig:
         unknown = sorted(set(changes) - {field.name for field in dataclasses.fields(self)})
         if unknown:
             names = ", ".join(field.name for field in dataclasses.fields(self))
-            raise RASError(f"RASConfig has no field {', '.join(unknown)}; it has {names}")
+            hint = ""
+            if "preset" in unknown:
+                hint = ' (a preset is given by its name alone: enable(pipe, "fast"))'
+            raise RASError(f"RASConfig has no field {', '.join(unknown)}{hint}; it has {names}")
         if changes.keys() & {"schedule", "cycle", "intervals"}:
             # The ratio of listed ones is their mean: new ones have another.
             is_listed = self.lists_steps or isinstance(self.schedule, tuple)

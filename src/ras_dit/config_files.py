@@ -33,9 +33,10 @@ def read_fields(source: object, names: Sequence[str]) -> dict[str, Any]:
     if isinstance(source, Mapping):
         return _checked(source, names, "the mapping")
     if not isinstance(source, str | Path):
+        hint = f" (for a ratio: sample_ratio={source})" if isinstance(source, int | float) else ""
         raise RASError(
             f"cannot read a configuration from {type(source).__name__}; expected a RASConfig, "
-            "a preset name, a path to a YAML file or a mapping"
+            f"a preset name, a path to a YAML file or a mapping{hint}"
         )
     if isinstance(source, str) and source in presets():
         text = (resources.files("ras_dit") / "presets" / f"{source}.yaml").read_text("utf-8")

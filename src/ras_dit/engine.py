@@ -23,6 +23,7 @@ from ras_dit.entrance import uncompiled
 from ras_dit.errors import RASError, RASWarning
 from ras_dit.guidance import Guidance
 from ras_dit.hooks import TransformerHooks
+from ras_dit.idle import idle_wishes
 from ras_dit.observe import observe, observers, unobserve
 from ras_dit.recorder import Recorder
 from ras_dit.recording import Recording
@@ -220,40 +221,14 @@ class Engine:
 
     def _warn_of(self, session: Session, device: torch.device) -> None:
         """Say once of each thing that was asked for that it does nothing here."""
-        config, shape = self.config, session.shape
-        found = {}
-        changes = not session.is_dense or session.halves_steps
-        asks_for_less = config.sample_ratio < 1 or config.lists_steps
-        if not changes and asks_for_less and not self.replay:
-            other_steps = config.line_rules.changes_steps and shape.has_lines
-            found["dense"] = (
-                f"RAS {'saves no work' if other_steps else 'does nothing'} in this run: its "
-                f"{shape.num_evaluations} scheduler steps are "
-                f"all dense (warmup_steps={config.warmup_steps}, stop_step={config.stop_step}, "
-                f"{shape.grid.num_tokens} tokens at sample_ratio={config.sample_ratio}); use more "
-                "steps or a smaller warmup_steps"
-            )
-        if config.offload_cache and device.type == "cpu":
-            found["offload"] = (
-                "offload_cache does nothing here: the transformer itself runs on the CPU, and the "
-                "caches are in its memory anyway"
-            )
-        wants_lines = config.line_rules.changes_steps or config.forecast_keys > 0
-        if wants_lines and not shape.has_lines:
-            found["forecast"] = (
-                f"forecast={config.forecast!r}, forecast_keys={config.forecast_keys:g}, solver="
-                f"{config.solver!r} and correction_age={config.correction_age} do nothing here: "
-                "outputs are held, keys and values too, and the scheduler's own steps are taken; "
-                "they need pipe.scheduler to be a deterministic FlowMatchEulerDiscreteScheduler "
-                "whose steps have one length for all tokens"
-            )
-        if config.guidance_every > 1 and not session.halves_steps and not self.replay:
-            found["guidance"] = (
-                f"guidance_every={config.guidance_every} does nothing here: each of this run's "
-                f"{shape.num_evaluations} steps is skipped, or needs both branches (warm-up, so "
-                "many steps after the last such step, dense steps next to sparse ones, the last "
-                "step); raise it, or give more steps"
-            )
+        found = idle_wishes(
+            self.config,
+            session.shape,
+            device,
+            saves=not session.is_dense or session.halves_steps,
+            halves=session.halves_steps,
+            replays=self.replay is not None,
+        )
         for kind, message in found.items():
             self._warn_once(kind, message)
 

@@ -16,12 +16,15 @@ import torch
 from ras_dit.adapters import DESCRIPTIONS
 from ras_dit.embedded import MODEL_DIR
 from ras_dit.errors import RASError, UnsupportedError
+from ras_dit.published import published_models
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+# What the hub's client raises where a file is neither there nor to be had.
+_UNREACHABLE = ("LocalEntryNotFoundError", "OfflineModeIsEnabled")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -127,7 +130,13 @@ def _is_hub_id(source: str) -> bool:
 
 def _checked_folder(folder: Path) -> Path:
     if not folder.exists():
-        raise RASError(f"there is no model folder {str(folder)!r}")
+        known = ""
+        if str(folder).casefold() in published_models():
+            known = (
+                "; that name is known to `ras-dit plan` only, which reads no files: download the "
+                "model and give its folder, or give its hub id, owner/name"
+            )
+        raise RASError(f"there is no model folder {str(folder)!r}{known}")
     if not folder.is_dir():
         raise RASError(f"{str(folder)!r} is a file; expected the folder of a diffusers pipeline")
     if not (folder / "model_index.json").is_file():
@@ -163,9 +172,25 @@ def reading(place: str) -> Iterator[None]:
         raise
     # Loaders raise anything, down to KeyError, for files that are damaged.
     except Exception as error:
+        if _is_hub_id(place) and _is_unreachable(error):
+            raise RASError(
+                f"the model {place!r} cannot be loaded: the hub cannot be reached; check the "
+                "connection, or download the model and give its folder"
+            ) from error
         raise RASError(
             f"the model {place!r} cannot be loaded: {type(error).__name__}: {_first_line(error)}"
         ) from error
+
+
+def _is_unreachable(error: BaseException | None) -> bool:
+    """Whether no connection is behind an error, however far."""
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:
+        seen.append(error)
+        if isinstance(error, ConnectionError) or type(error).__name__ in _UNREACHABLE:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def load_index(place: str) -> Mapping[str, Any]:

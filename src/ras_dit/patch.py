@@ -135,6 +135,10 @@ def _replaying(config: RASConfig, replay: Trace | None) -> RASConfig:
     """The configuration of a run that repeats another: its text goes the way of that one's."""
     if replay is None:
         return config
+    if not isinstance(replay, Trace):
+        raise RASError(
+            f"replay={replay!r}; expected a ras_dit.Trace, such as handle.trace after a run"
+        )
     if replay.num_halved and config.forecast_keys:
         raise RASError(
             f"forecast_keys={config.forecast_keys:g} cannot be had with this trace to replay, "

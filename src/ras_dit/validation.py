@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from ras_dit.config_files import presets
 from ras_dit.errors import RASError
 
 ResetSteps = Literal["auto"] | tuple[int, ...] | tuple[float, ...]
@@ -16,7 +17,20 @@ def check_number(name: str, value: object, expected: str, accept: Callable[[floa
     """Refuse what is no finite number that ``accept`` takes."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not math.isfinite(value) or not accept(value):  # type: ignore[arg-type]
-        raise RASError(f"{name}={value!r}; expected {expected}")
+        raise RASError(f"{name}={value!r}; expected {expected}{_hint(value)}")
+
+
+def _hint(value: object) -> str:
+    """What a text in a number's place was meant to be."""
+    if not isinstance(value, str):
+        return ""
+    if value in presets():
+        return f'; {value!r} is a preset, given by its name alone: enable(pipe, "{value}")'
+    try:
+        number = float(value)
+    except ValueError:
+        return ""
+    return f"; this is a text, write {number:g}"
 
 
 def check_int(name: str, value: object, least: int, why: str) -> None:

@@ -101,11 +101,15 @@ def draw_counts(
     grey = np.asarray(image.convert("L"), dtype=np.float64) / 255
     extent = (0, image.width, image.height, 0)
     axes.imshow(0.5 + 0.5 * grey, cmap="gray", vmin=0, vmax=1, extent=extent)
+    low, high = min(int(counts.min()), num_steps - 1), max(int(counts.max()), 1)
+    if low == high:
+        # No regions: whole steps were left out. One colour out of all that there could be.
+        low, high = 0, num_steps
     return axes.imshow(
         counts,
         cmap=COLOURMAP,
-        vmin=min(int(counts.min()), num_steps - 1),
-        vmax=max(int(counts.max()), 1),
+        vmin=low,
+        vmax=high,
         alpha=_OVERLAY,
         interpolation="nearest",
         extent=extent,
