@@ -7,8 +7,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -387,6 +389,44 @@ def test_what_cannot_be_tuned_is_refused(
     target = Target(**changes.pop("target", {"cost": 5.5}))
     with pytest.raises(RASError, match=message):
         tune(*gauges, target, **({"trials": 2, "most_steps": 12} | changes))
+
+
+def test_a_storage_keeps_other_schedulers_and_packages_apart(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = load_pipeline(model_folder)
+    stock = pipe.scheduler
+
+    def new_trials(scheduler: Any) -> int:
+        pipe.scheduler, tried = scheduler, []
+        gauges = [Gauge(pipe, pictures(1, seed), reference_steps=9) for seed in (5, 50)]
+        tune(
+            *gauges,
+            Target(cost=3.5),
+            trials=1,
+            most_steps=8,
+            storage=tmp_path / "trials.db",
+            on_trial=lambda done, _: tried.append(done),
+        )
+        return len(tried)
+
+    assert new_trials(stock) == 2
+    # Of a copy, diffusers notes something else about which settings were given.
+    assert new_trials(type(stock).from_config(stock.config)) == 0
+    assert new_trials(type(stock).from_config(stock.config, shift=7.0)) == 2
+    monkeypatch.setattr("ras_dit.tuning.gauge.version", lambda name: f"another {name}")
+    assert new_trials(stock) == 2
+
+
+def test_settings_that_json_does_not_know_are_told_apart(gauges: tuple[Gauge, Gauge]) -> None:
+    gauge, _ = gauges
+    told = []
+    for last in (0.1, 0.2, 0.2):
+        scheduler = UniPCMultistepScheduler(trained_betas=np.array([0.05, last]))
+        other = Gauge(gauge.pipeline, gauge.job)
+        other.pipeline = SimpleNamespace(scheduler=scheduler)
+        told.append(other.surroundings())
+    assert told[0] != told[1] == told[2]
 
 
 def test_a_damaged_storage_is_refused(gauges: tuple[Gauge, Gauge], tmp_path: Path) -> None:

@@ -195,6 +195,7 @@ def _digest(gauge: Gauge, plan: Plan) -> str:
     """Of all that decides a trial, but for how many there are."""
     facts = {
         **gauge.facts(),
+        **gauge.surroundings(),
         "target": str(plan.target),
         "most": plan.ceiling,
         "seed": plan.seed,

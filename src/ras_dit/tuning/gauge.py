@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -20,6 +22,8 @@ from ras_dit.tuning.candidates import Candidate
 REFERENCE_STEPS = 112
 # Pictures on which a candidate is judged first.
 FIRST = 2
+# Of what the numbers depend on.
+_PACKAGES = ("ras-dit", "torch", "diffusers")
 
 
 @dataclass(frozen=True)
@@ -157,6 +161,16 @@ class Gauge:
         sums = (float(p.detach().sum(dtype=torch.float64)) for p in parameters)
         return f"{math.fsum(sums):.6g}"
 
+    def surroundings(self) -> dict[str, Any]:
+        """What else decides the numbers: the scheduler's settings and the versions of packages."""
+        config = dict(getattr(self.pipeline.scheduler, "config", {}))
+        # Names with an underscore are diffusers' own notes, some in another order each time.
+        settings = {name: value for name, value in config.items() if not name.startswith("_")}
+        return {
+            "scheduler settings": json.dumps(settings, sort_keys=True, default=_plain),
+            "versions": {name: version(name) for name in _PACKAGES},
+        }
+
     def facts(self) -> dict[str, Any]:
         """What decides the numbers: pipeline, tokens, pictures and references."""
         job, pipeline = self.job, self.pipeline
@@ -185,6 +199,11 @@ class Gauge:
             )
             self._references.append(stock_run(self.pipeline, job))
         return self._references[part]
+
+
+def _plain(setting: Any) -> Any:
+    """A setting that JSON does not know, such as an array of betas."""
+    return setting.tolist() if hasattr(setting, "tolist") else str(setting)
 
 
 def _parts(pictures: int, batch: int) -> list[slice]:
