@@ -27,7 +27,7 @@ from ras_dit.portrait import figures_of
 from ras_dit.schedule import plan_steps
 from ras_dit.selection import choose, choose_as_public_code, count_drops, priority, std_score
 from ras_dit.sheet import Sheet, draw_active
-from ras_dit.tokens import TokenGrid
+from ras_dit.tokens import TokenGrid, TokenSort
 from ras_dit.trace import StepTrace, Trace, never_refreshed, pack_active
 
 GRID = TokenGrid(4, 6)
@@ -47,7 +47,8 @@ def recording(steps: int = 8, images: int = 1, dense: tuple[int, ...] = (0, 1, 5
     generator = torch.Generator().manual_seed(0)
     shape = images, 4, 2 * GRID.height, 2 * GRID.width
     noise = tuple(torch.randn(shape, generator=generator) for _ in range(steps))
-    return Recording(trace, noise, tuple(torch.randn(shape, generator=generator) for _ in noise))
+    samples = tuple(torch.randn(shape, generator=generator) for _ in noise)
+    return Recording(trace, noise, samples, TokenSort(2))
 
 
 def pictures(number: int, size: tuple[int, int] = (96, 64)) -> list[Image.Image]:

@@ -86,7 +86,7 @@ LAYERS = layers()
         ("recording", {"errors", "selection", "tokens", "trace"}),
         ("calls", {"cache", "fresh", "guidance", "tokens"}),
         ("replay", {"calls", "errors", "schedule", "trace"}),
-        ("recorder", {"calls", "recording", "schedule", "trace"}),
+        ("recorder", {"calls", "recording", "schedule", "tokens", "trace"}),
         (
             "session",
             {

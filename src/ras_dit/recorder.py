@@ -7,6 +7,7 @@ import torch
 from ras_dit.calls import RunShape
 from ras_dit.recording import Recording
 from ras_dit.schedule import StepPlan
+from ras_dit.tokens import TokenSort
 from ras_dit.trace import Call, StepTrace, Trace, pack_active
 
 
@@ -15,12 +16,16 @@ class Recorder:
 
     Args:
         shape: What is known of the run.
+        sort: Sorts its latents by token.
         keeps_text: Whether sparse steps keep the text.
         keeps_latents: Whether to keep the noise and the latents of every step, on the CPU.
     """
 
-    def __init__(self, shape: RunShape, *, keeps_text: bool, keeps_latents: bool) -> None:
+    def __init__(
+        self, shape: RunShape, sort: TokenSort, *, keeps_text: bool, keeps_latents: bool
+    ) -> None:
         self._shape = shape
+        self._sort = sort
         self._keeps_text = keeps_text
         self._keeps_latents = keeps_latents
         self._latents: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -90,4 +95,4 @@ class Recorder:
         if not self._keeps_latents:
             return None
         noise_preds, samples = zip(*self._latents, strict=True)
-        return Recording(self.trace(), noise_preds, samples)
+        return Recording(self.trace(), noise_preds, samples, self._sort)

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
 from ras_dit.errors import RASError
 from ras_dit.selection import METRIC_FUNCTIONS
-from ras_dit.tokens import by_token
+from ras_dit.tokens import TokenSort
 from ras_dit.trace import Trace
 
 
@@ -21,13 +22,17 @@ class Recording:
 
     Attributes:
         trace: The record of the same run.
-        noise_preds: Guided noise prediction of all tokens, per step ``[B, C, H, W]``.
-        samples: Latents at the start of the step, ``[B, C, H, W]``.
+        noise_preds: Guided noise prediction of all tokens, per step, as the scheduler gets it:
+            ``[B, C, H, W]``, ``[B, C, F, H, W]`` or ``[B, F, C, H, W]`` (videos), or packed by
+            the pipeline, ``[B, N, C * P]``.
+        samples: Latents at the start of the step, of the same shape.
+        sort: Sorts either by token.
     """
 
     trace: Trace
     noise_preds: tuple[torch.Tensor, ...]
     samples: tuple[torch.Tensor, ...]
+    sort: TokenSort
 
     @property
     def nbytes(self) -> int:
@@ -42,19 +47,27 @@ class Recording:
             metric: ``"std"`` or ``"l2"``.
 
         Returns:
-            float32 ``[B, h, w]``.
+            float32 ``[B, h, w]``, of a video ``[B, f, h, w]``. Tokens that the scheduler gets
+            nothing of, as of given frames in front, have NaN.
 
         Raises:
-            RASError: For another metric or a step outside the run.
+            RASError: For another metric, a step outside the run, or one with other frames than
+                the run began with.
         """
         self._check_step(step)
         if metric not in METRIC_FUNCTIONS:
             raise RASError(
                 f"metric={metric!r} has no map; expected one of {', '.join(METRIC_FUNCTIONS)}"
             )
-        noise, grid = self.noise_preds[step].float(), self.trace.grid
-        score = METRIC_FUNCTIONS[metric](by_token(noise, noise.shape[-2] // grid.height))
-        return score.view(-1, grid.height, grid.width)
+        score = METRIC_FUNCTIONS[metric](self.sort(self.noise_preds[step].float()))
+        grid = self.trace.grid
+        missing = grid.num_tokens - score.shape[1]
+        if missing < 0:
+            raise RASError(
+                f"step {step} has {score.shape[1]} tokens, and the run began with "
+                f"{grid.num_tokens}; expected a step before frames were added"
+            )
+        return F.pad(score, (missing, 0), value=float("nan")).view(-1, *grid.shape)
 
     def predicted_latents(self, step: int) -> torch.Tensor:
         """The clean latents that a step's velocity points at: ``x - sigma * v``.
@@ -63,7 +76,7 @@ class Recording:
             step: Index of the step.
 
         Returns:
-            float32 ``[B, C, H, W]``.
+            float32, of the latents' shape.
 
         Raises:
             RASError: For a step outside the run or a scheduler without sigmas.

@@ -64,7 +64,9 @@ class Session:
         self._buffers = Buffers() if buffers is None else buffers
         self.shape = shape
         self._replayed = replay
-        self.recorder = Recorder(shape, keeps_text=config.text == "keep", keeps_latents=record)
+        self.recorder = Recorder(
+            shape, sort, keeps_text=config.text == "keep", keeps_latents=record
+        )
         if replay is None:
             self.plans = plan_steps(config, shape.num_evaluations, shape.grid.num_tokens)
         else:
