@@ -319,6 +319,18 @@ def test_runs_are_announced(model_folder: Path) -> None:
     assert seen == [(done, 6) for done in range(1, 7)]
 
 
+@pytest.mark.parametrize("groups", [(0,), (0, 1, 2)])
+def test_groups_of_other_images_are_refused_before_the_first_run(
+    model_folder: Path, groups: tuple[int, ...]
+) -> None:
+    pipe, seen = load_pipeline(model_folder, device="cpu"), []
+    job = Job(prompts=("a fox", "an owl"), seeds=(0, 0), num_inference_steps=8)
+    error = rf"has {len(groups)} numbers, and the job makes 2 images"
+    with pytest.raises(ras_dit.RASError, match=error):
+        measure.diagnose(pipe, job, groups=groups, on_run=lambda *done: seen.append(done))
+    assert not seen
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [
@@ -327,6 +339,7 @@ def test_runs_are_announced(model_folder: Path) -> None:
         (("--size", "41x24"), "41"),
         (("--size", "12x40", "--no-parts"), r"10 x 3 tokens are too small .* 4 x 4"),
         (("--ratio", "1"), "ratio=1.0; expected a share of active tokens"),
+        (("--ratio", ".5", "--ratio", "0.5"), r"ratios=\[0.5, 0.5\] has one of them twice"),
         (("--count", "3"), "has 2 prompts; count=3 is more"),
         (("--prompts", "no-such-file.txt"), "no-such-file"),
     ],

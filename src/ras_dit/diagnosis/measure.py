@@ -150,7 +150,7 @@ def diagnose(
         UnsupportedError: If the scheduler has no noise levels of flow matching, the pipeline
             makes no pictures, or its transformer is not supported.
     """
-    _check(pipeline, job, batch, ratios)
+    _check(pipeline, job, groups, batch, ratios)
     if groups is None:
         names = list(dict.fromkeys(job.prompts))
         groups = [names.index(prompt) for prompt in job.prompts]
@@ -205,7 +205,9 @@ def diagnose(
     )
 
 
-def _check(pipeline: Any, job: Job, batch: int, ratios: Sequence[float]) -> None:
+def _check(
+    pipeline: Any, job: Job, groups: Sequence[int] | None, batch: int, ratios: Sequence[float]
+) -> None:
     """Refuse before the first run what can be refused then."""
     if job.num_inference_steps < LEAST_STEPS:
         raise RASError(
@@ -217,6 +219,13 @@ def _check(pipeline: Any, job: Job, batch: int, ratios: Sequence[float]) -> None
     for ratio in ratios:
         if not 0 < ratio < 1:
             raise RASError(f"ratio={ratio}; expected a share of active tokens in (0, 1)")
+    if len(set(ratios)) < len(ratios):
+        raise RASError(f"ratios={list(ratios)} has one of them twice; give each ratio once")
+    if groups is not None and len(groups) != len(job.prompts):
+        raise RASError(
+            f"groups={list(groups)} has {len(groups)} numbers, and the job makes "
+            f"{len(job.prompts)} images; give one for each image, or leave groups out"
+        )
     check_size(pipeline, job)
     if getattr(pipeline.scheduler, "sigmas", None) is None:
         flow_sigmas([None])  # refuses before the first run
