@@ -23,8 +23,12 @@ from diffusers.hooks import (
 from diffusers.models.attention_processor import JointAttnProcessor2_0
 
 import ras_dit
+from families_wan import wan_call, wan_pipeline
+from family_laws import run
 from pipelines import hooks_of, is_stock, processors_of, sd3_inputs, sd3_pipeline
+from ras_dit.generate import Comparison, Generated
 from ras_dit.reference import masked_reference
+from ras_dit.report import comparison_rows
 from ras_dit.schedule import plan_steps
 
 SPARSE = {"sample_ratio": 0.4, "warmup_steps": 2, "reset_steps": (6,)}
@@ -116,6 +120,34 @@ def test_summary_is_data_and_markdown() -> None:
     assert data["cache_bytes"] == 4 * 4 * (3 * 2 * 67 * 32 + 60 * 16)
     table = str(summary).splitlines()
     assert all(line.startswith("|") and line.endswith("|") for line in table)
+
+
+@pytest.mark.parametrize(
+    ("static", "words"), [(False, "freed at the end of the run"), (True, "kept until RAS is disab")]
+)
+def test_a_summary_says_how_long_caches_stay(static: bool, words: str) -> None:
+    pipe = sd3_pipeline()
+    with ras_dit.enable(pipe, **SPARSE, static_cache=static):
+        pipe(**sd3_inputs(2))
+        (line,) = (line for line in str(ras_dit.summary(pipe)).splitlines() if "| caches" in line)
+    assert f"MiB, {words}" in line
+
+
+def test_tables_give_every_side_of_a_video() -> None:
+    pipe = wan_pipeline()
+    with ras_dit.enable(pipe, **SPARSE) as handle:
+        run(pipe, wan_call(1))
+        table = str(ras_dit.summary(pipe))
+    assert handle.trace is not None
+    made = Generated((), 1.0, 1.0, handle.trace)
+    (row,) = (
+        value
+        for name, value in comparison_rows(Comparison(made, made, (1.0,), (1.0,), 1.0, ()))
+        if name == "image tokens"
+    )
+    grid = handle.trace.grid
+    assert row == f"{grid.num_tokens} ({grid.frames} x {grid.height} x {grid.width})"
+    assert f"| {row} |" in table
 
 
 # -- what is refused ------------------------------------------------------------------------------

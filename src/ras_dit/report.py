@@ -16,6 +16,7 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, str]]:
     trace = comparison.trace
     steps = len(trace.steps)
     runs = len(comparison.dense_seconds)
+    grid = " x ".join(map(str, trace.grid.shape))
     return [
         ("denoising loop, dense", f"{statistics.median(comparison.dense_seconds):.2f} s"),
         ("denoising loop, RAS", f"{statistics.median(comparison.ras_seconds):.2f} s"),
@@ -23,7 +24,7 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, str]]:
         ("speed-up", f"{comparison.speedup:.2f}x"),
         ("FLOP limit of this plan", f"{comparison.limit:.2f}x"),
         ("share of the limit reached", f"{comparison.limit_share:.0%}"),
-        ("image tokens", f"{trace.num_tokens} ({trace.grid.height} x {trace.grid.width})"),
+        ("image tokens", f"{trace.num_tokens} ({grid})"),
         ("active tokens in sparse steps", active_tokens(comparison.ras)),
         ("text rows T", str(trace.num_text_tokens)),
         ("dense steps", f"{trace.num_dense_steps} of {steps}"),

@@ -40,7 +40,11 @@ class Summary:
 
     @property
     def cache_bytes(self) -> int | None:
-        """Largest size of all caches in the last run, in bytes; they are freed at its end."""
+        """Largest size of all caches in the last run, in bytes.
+
+        They are freed at its end. With ``static_cache`` they stay until RAS is disabled, or a run
+        has another shape.
+        """
         return None if self.trace is None else self.trace.cache_bytes
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,6 +71,12 @@ class Summary:
         }
 
     @property
+    def _kept_until(self) -> str:
+        if self.config.static_cache:
+            return "kept until RAS is disabled (static_cache)"
+        return "freed at the end of the run"
+
+    @property
     def _ratio(self) -> str:
         cycle, intervals = self.config.cycle, self.config.intervals
         if intervals is not None:
@@ -87,14 +97,13 @@ class Summary:
                 rows.append(("planned steps", str(self.plan.num_steps)))
                 rows += [(f"planned {name}", value) for name, value in self.plan.facts()]
         else:
-            grid = trace.grid
             sparse = [step.num_active for step in trace.steps if step.kind != "dense"]
             active = f"{min(sparse)} to {max(sparse)}" if sparse else "all"
             if sparse and min(sparse) == max(sparse):
                 active = str(sparse[0])
             rows += [
                 ("steps", f"{len(trace.steps)}, {trace.num_dense_steps} of them dense"),
-                ("image tokens", f"{trace.num_tokens} ({grid.height} x {grid.width})"),
+                ("image tokens", f"{trace.num_tokens} ({' x '.join(map(str, trace.grid.shape))})"),
                 ("text tokens", str(trace.num_text_tokens)),
                 ("active tokens in sparse steps", active),
                 *(
@@ -104,7 +113,7 @@ class Summary:
                 ),
                 ("FLOPs", f"{cost.ras:.4g} of {cost.dense:.4g} ({self.flops_saved:.0%} saved)"),
                 ("speed-up at most (FLOP limit)", f"{cost.limit:.2f}x"),
-                ("caches", f"{trace.cache_bytes / 2**20:.1f} MiB, freed at the end of the run"),
+                ("caches", f"{trace.cache_bytes / 2**20:.1f} MiB, {self._kept_until}"),
             ]
         width = max(len(name) for name, _ in rows)
         table = [f"| {name:<{width}} | {value} |" for name, value in rows]
