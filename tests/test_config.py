@@ -54,6 +54,54 @@ def test_an_empty_selective_window_is_refused() -> None:
         RASConfig(warmup_steps=4, stop_step=4)
 
 
+@pytest.mark.parametrize("damping", [0.5, "auto"])
+def test_damping_without_a_forecast_is_refused(damping: Any) -> None:
+    error = rf"forecast_damping={damping!r} damps forecasts, and there are none; .*\"linear\""
+    for knobs in ({}, {"solver": "damped-ab2"}, {"forecast_keys": 0.5}):
+        with pytest.raises(RASError, match=error):
+            RASConfig(forecast_damping=damping, **knobs)
+        with pytest.raises(RASError, match=error):
+            RASConfig().replace(forecast="hold", forecast_damping=damping, **knobs)
+    linear = RASConfig(forecast="linear", forecast_damping=damping)
+    # Who turns forecasts off wants none of their damping either.
+    assert linear.replace(forecast="hold") == RASConfig()
+    assert linear.replace(solver="ab2").forecast_damping == damping
+    assert RASConfig(forecast_damping=1.0, solver="damped-ab2").forecast == "hold"
+
+
+@pytest.mark.parametrize("name", ["tolerance", "reset_tolerance"])
+@pytest.mark.parametrize(
+    "dense",
+    [
+        {"sample_ratio": 1.0},
+        {"sample_ratio": 1.0, "schedule": "linear"},
+        {"schedule": (1.0, 1.0, 1.0)},
+    ],
+    ids=str,
+)
+def test_a_tolerance_of_dense_steps_is_refused(name: str, dense: dict[str, Any]) -> None:
+    RASConfig(**dense)
+    with pytest.raises(RASError, match=f"{name}=0.1 is for steps that are not dense"):
+        RASConfig(**dense, **{name: 0.1})
+
+
+@pytest.mark.parametrize("name", ["tolerance", "reset_tolerance"])
+@pytest.mark.parametrize(
+    "skipping",
+    [
+        {"schedule": "intervals", "intervals": (2, 3)},
+        {"schedule": "cycle", "cycle": (0.0, 1.0)},
+        {"schedule": (1.0, 0.0, 1.0)},
+        {"schedule": lambda _index, _steps: 0.5, "sample_ratio": 1.0},
+    ],
+    ids=str,
+)
+def test_a_tolerance_of_skipped_steps_is_none_of_dense_ones(
+    name: str, skipping: dict[str, Any]
+) -> None:
+    assert RASConfig(**skipping, **{name: 0.1}).sample_ratio == 1
+
+
 def test_it_is_frozen_and_compares_by_value() -> None:
     config = RASConfig(sample_ratio=0.5, reset_steps=[20, 12, 12])
     assert config == RASConfig(sample_ratio=0.5, reset_steps=(12, 20))

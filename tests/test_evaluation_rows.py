@@ -409,6 +409,7 @@ def test_a_wanted_cost_finds_its_ratio(model_folder: Path, tmp_path: Path, wante
         ({"cost": 0, "metric": "l2"}, "cost=0; expected a number of dense steps"),
         ({"cost": "low", "metric": "l2"}, "cost='low'"),
         ({"cost": 9, "metric": "l2"}, r"cannot cost 9 with steps=8: .* cost 0\.008 to 8; change"),
+        ({"cost": 9, "metric": "l2", "tolerance": 0.1}, r"cannot cost 9 with steps=8: .* to 8"),
     ],
 )
 def test_what_is_wrong_with_a_wanted_cost_is_said(row: Any, message: str) -> None:

@@ -42,6 +42,23 @@ def test_windows_and_resets() -> None:
     assert kinds(RASConfig(sample_ratio=1.0), 6) == "dddddd"
 
 
+@given(fraction=st.floats(0.001, 0.999), steps=st.integers(5, 60), tail=st.integers(0, 2))
+def test_a_fraction_is_always_a_reset_inside_the_window(
+    fraction: float, steps: int, tail: int
+) -> None:
+    knobs: dict[str, Any] = {"warmup_steps": 2, "stop_step": -tail if tail else None}
+    config = RASConfig(reset_steps=(fraction,), **knobs)
+    window = range(2, steps - tail)
+    assert len([i for i in window if kinds(config, steps)[i] == "d"]) == 1
+
+
+def test_a_fraction_near_one_is_the_last_step_of_the_window() -> None:
+    config = RASConfig(warmup_steps=2, reset_steps=(0.97,))
+    assert kinds(config, 12) == "ddsssssssssd"
+    assert kinds(config.replace(stop_step=-3), 12) == "ddssssssdddd"
+    assert kinds(config, 2) == "dd"
+
+
 def test_a_tail_counted_from_the_end_fits_every_number_of_steps() -> None:
     config = RASConfig(warmup_steps=2, stop_step=-2, reset_steps=())
     assert kinds(config, 8) == "ddssssdd"

@@ -63,7 +63,8 @@ class RASConfig:
         reset_steps: Dense steps inside the selective window ``[warmup_steps, stop_step)`` that
             refresh every cache. ``"auto"`` spreads one per nine steps evenly (12 and 20 of 28, as
             in the paper), and none where a ``cycle`` has dense steps. Integers are step indices,
-            floats in (0, 1) are fractions of the window; an empty sequence means none.
+            floats in (0, 1) are fractions of the window, and its last step at most; an empty
+            sequence means none.
         metric: What scores a token: ``"std"`` (Eq. 1), ``"l2"`` (supplementary material,
             section 6.1), ``"random"`` (the control of Table 8), ``"innovation"`` (the error that
             its forecast is expected to have, :mod:`ras_dit.multirate`), or a callable. A callable
@@ -118,6 +119,7 @@ class RASConfig:
             flow matching with the Euler scheduler; with others outputs are held, with a warning.
         forecast_damping: Factor of that line's slope, in (0, 1]; or ``"auto"``, the factor with
             which the last slopes of the image's tokens would have come nearest to the new ones.
+            With ``forecast="linear"`` only.
         forecast_keys: Factor, in [0, 1], with which the cached keys and values of tokens that are
             left out move on along their last change, over the noise level; 0 holds them (the
             paper). Takes as much memory again as the caches. Under the same condition, and not
@@ -231,6 +233,11 @@ class RASConfig:
                     f"forecast_age={self.forecast_age} limits forecasts, and there are none; leave "
                     'it out, or give forecast="linear" or forecast_keys'
                 )
+        if self.forecast == "hold" and self.forecast_damping != type(self).forecast_damping:
+            raise RASError(
+                f"forecast_damping={self.forecast_damping!r} damps forecasts, and there are none; "
+                'leave it out or give forecast="linear" (solver="damped-ab2" damps by itself)'
+            )
         if self.forecast_keys and self.guidance_every > 1:
             raise RASError(
                 f"forecast_keys={self.forecast_keys:g} cannot be had with guidance_every="
@@ -270,6 +277,21 @@ class RASConfig:
             ratios = checked_ratios(schedule)
             object.__setattr__(self, "schedule", ratios)
             self._set_every_step(f"schedule={list(ratios)}", ratios, "write 1.0 for dense steps")
+        self._check_tolerances()
+
+    def _check_tolerances(self) -> None:
+        """Refuse tolerances where every step is dense anyway."""
+        schedule = self.schedule
+        is_dense = schedule in ("constant", "linear") or (
+            isinstance(schedule, tuple) and min(schedule) == 1
+        )
+        for name in ("tolerance", "reset_tolerance"):
+            value = getattr(self, name)
+            if value is not None and self.sample_ratio == 1 and is_dense:
+                raise RASError(
+                    f"{name}={value:g} is for steps that are not dense, and with sample_ratio=1 "
+                    "there are none; leave it out or lower sample_ratio"
+                )
 
     def _set_every_step(self, given: str, ratios: tuple[float, ...], instead: str) -> None:
         """The steps are all named: no other field says which are dense."""
@@ -445,6 +467,8 @@ class RASConfig:
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed, validated again.
 
+        The damping of forecasts goes with them: ``forecast="hold"`` resets it.
+
         Raises:
             RASError: For an unknown field or a value out of range.
         """
@@ -455,6 +479,8 @@ class RASConfig:
             if "preset" in unknown:
                 hint = ' (a preset is given by its name alone: enable(pipe, "fast"))'
             raise RASError(f"RASConfig has no field {', '.join(unknown)}{hint}; it has {names}")
+        if changes.get("forecast") == "hold":
+            changes = {"forecast_damping": type(self).forecast_damping} | changes
         if changes.keys() & {"schedule", "cycle", "intervals"}:
             # The ratio of listed ones is their mean: new ones have another.
             is_listed = self.lists_steps or isinstance(self.schedule, tuple)

@@ -240,6 +240,8 @@ def reset_indices(config: RASConfig, start: int, stop: int, num_evaluations: int
             f'scheduler steps (0 to {num_evaluations - 1}); use fractions or "auto" for a '
             "configuration that fits every number of steps"
         )
+    last = max(0, window - 1)  # a fraction near 1 must not round out of the window
     return frozenset(
-        int(step) if isinstance(step, int) else start + int(step * window + 0.5) for step in resets
+        step if isinstance(step, int) else start + min(int(step * window + 0.5), last)
+        for step in resets
     )

@@ -40,8 +40,11 @@ def at_cost(
             "row without sample_ratio whose schedule is constant or linear"
         )
 
+    # Plans know no errors, and a ratio of 1 takes no tolerance.
+    by_plan = config.replace(tolerance=None, reset_tolerance=None)
+
     def planned(number: int) -> float:
-        return cost(config.replace(sample_ratio=number / _GRAIN), steps)
+        return cost(by_plan.replace(sample_ratio=number / _GRAIN), steps)
 
     low, high = 1, _GRAIN
     while low < high:
