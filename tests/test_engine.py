@@ -153,6 +153,38 @@ def test_tables_give_every_side_of_a_video() -> None:
 # -- what is refused ------------------------------------------------------------------------------
 
 
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            lambda score: -score - 0.5,
+            r"returned scores down to -[0-9.]+; expected finite ones >= 0",
+        ),
+        (lambda score: score.index_fill(1, torch.tensor([3]), NAN), "returned 2 of 120 scores"),
+        (lambda score: score / 0, "returned 120 of 120 scores that are not finite"),
+        (lambda score: -score.round().long() - 1, "returned scores down to -[0-9]+;"),
+    ],
+)
+def test_scores_that_rank_nothing_are_refused_with_the_metrics_name(
+    spoil: Any, message: str
+) -> None:
+    pipe = sd3_pipeline()
+    calls = []
+
+    def my_score(noise: torch.Tensor) -> Any:
+        calls.append(noise)
+        return spoil(noise.abs().mean((-1, -2)))
+
+    with ras_dit.enable(pipe, **SPARSE, metric=my_score):
+        for run_number in (1, 2):  # in every run anew
+            with pytest.raises(ras_dit.RASError, match=rf"the metric .*my_score.* {message}"):
+                pipe(**sd3_inputs(2))
+            assert len(calls) == run_number
+
+
 def test_an_unknown_transformer_is_refused_and_untouched() -> None:
     pipe = sd3_pipeline()
     pipe.transformer = FluxTransformer2DModel(

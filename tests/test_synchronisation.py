@@ -78,6 +78,20 @@ def test_forecasts_wait_for_nothing(family: Family) -> None:
         assert not waits_per_step(pipe, family.call) - stock
 
 
+def test_a_metric_of_ones_own_is_waited_for_once_a_run() -> None:
+    pipe = flux_pipeline()
+
+    def waits(steps: int, metric: Any) -> Counter[str]:
+        knobs = SPARSE | {"reset_steps": (), "metric": metric}
+        with ras_dit.enable(pipe, **knobs), Waits() as waits:
+            run(pipe, flux_call(1) | {"num_inference_steps": steps})
+        return waits.count
+
+    for steps in (5, 7):
+        by_norm, by_own = (waits(steps, m) for m in ("l2", lambda x: x.abs().amax((-1, -2))))
+        assert by_own - by_norm == Counter(tolist=1)
+
+
 def test_waiting_would_be_found() -> None:
     pipe = flux_pipeline()
     stock = waits_per_step(pipe, flux_call)

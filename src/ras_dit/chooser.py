@@ -55,6 +55,7 @@ class Chooser:
         self._drops: torch.Tensor | None = None
         self._in_a_row: torch.Tensor | None = None
         self._generator: torch.Generator | None = None
+        self._has_checked = False
 
     def choose(
         self,
@@ -73,8 +74,9 @@ class Chooser:
             errors: Scores of the ``"innovation"`` metric, ``[B, N]``.
 
         Raises:
-            RASError: If a metric of the caller's returns something else than scores, or the run
-                is none that the public code could make.
+            RASError: If a metric of the caller's returns something else than scores, or first
+                scores that are negative or not finite, or the run is none that the public code
+                could make.
         """
         if self._drops is None:
             shape = noise_pred.shape[0], self._num_tokens
@@ -158,7 +160,11 @@ class Chooser:
                 f"the metric {metric!r} returned {got}; expected one score per token, a tensor "
                 f"of shape {expected} (images, tokens)"
             )
-        return score.float()
+        score = score.float()
+        if not self._has_checked:
+            self._has_checked = True
+            _check_scores(metric, score)
+        return score
 
     def _pixel_score(
         self, function: Callable[[torch.Tensor, int], torch.Tensor], noise: torch.Tensor
@@ -188,4 +194,20 @@ class Chooser:
             public.split(dropped)[0],
             plan.num_active,
             METRIC_FUNCTIONS[self._config.metric],
+        )
+
+
+def _check_scores(metric: object, score: torch.Tensor) -> None:
+    """Refuse scores that rank nothing; waits for the device, so once a run is enough."""
+    smallest, wrong = torch.stack([score.min(), (~score.isfinite()).sum()]).tolist()
+    if wrong:
+        raise RASError(
+            f"the metric {metric!r} returned {wrong:.0f} of {score.numel()} scores that are not "
+            "finite; expected finite ones >= 0: guard its divisions and logarithms, or run the "
+            "model in float32 if the noise that it gets is not finite"
+        )
+    if smallest < 0:
+        raise RASError(
+            f"the metric {metric!r} returned scores down to {smallest:g}; expected finite ones "
+            ">= 0: return their absolute values, or their exponentials if only the order counts"
         )

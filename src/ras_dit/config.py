@@ -69,7 +69,8 @@ class RASConfig:
             section 6.1), ``"random"`` (the control of Table 8), ``"innovation"`` (the error that
             its forecast is expected to have, :mod:`ras_dit.multirate`), or a callable. A callable
             gets the guided noise prediction as float32 ``[B, N, P, C]`` (images, tokens, latent
-            pixels per token, channels) and returns finite, non-negative scores ``[B, N]``.
+            pixels per token, channels) and returns finite, non-negative scores ``[B, N]``; the
+            first ones of a run are checked, which reads two numbers back from the device.
         keep: Whether tokens with the ``"low"`` or the ``"high"`` scores stay active. ``"auto"``
             is low for std (the paper's direction), high for everything else.
         starvation_scale: Strength k >= 0 with which each dropped step pulls a token back
