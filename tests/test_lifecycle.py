@@ -165,6 +165,39 @@ def test_a_scheduler_replaced_after_enable_is_followed() -> None:
     torch.testing.assert_close(latents, reference, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("by_own_class", [False, True])
+def test_former_schedulers_are_stock_and_not_kept_alive(by_own_class: bool) -> None:
+    pipe, former = sd3_pipeline(), []
+    first = pipe.scheduler
+    stock = pipe(**sd3_inputs()).images
+    with ras_dit.enable(pipe, **SPARSE) as handle:
+        for _ in range(3):
+            pipe(**sd3_inputs())
+            former.append(weakref.ref(pipe.scheduler))
+            kind = type(pipe.scheduler) if by_own_class else FlowMatchEulerDiscreteScheduler
+            pipe.scheduler = kind.from_config(first.config)
+        sparse = pipe(**sd3_inputs()).images
+        gc.collect()
+        assert type(first) is FlowMatchEulerDiscreteScheduler
+        assert [each() is None for each in former] == [False, True, True]
+        pipe.scheduler = first  # and may come back
+        assert torch.equal(pipe(**sd3_inputs()).images, sparse)
+        assert handle.trace is not None
+        assert not torch.equal(sparse, stock)
+    assert type(first) is FlowMatchEulerDiscreteScheduler
+
+
+def test_a_former_scheduler_that_another_pipeline_has_is_still_followed() -> None:
+    pipe = sd3_pipeline()
+    other = StableDiffusion3Pipeline(**pipe.components)
+    with ras_dit.enable(pipe, **SPARSE):
+        ras_dit.enable(other, **SPARSE)
+        sparse = other(**sd3_inputs()).images
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        assert torch.equal(pipe(**sd3_inputs()).images, sparse)
+        assert torch.equal(other(**sd3_inputs()).images, sparse)
+
+
 def test_a_transformer_replaced_after_enable_is_refused() -> None:
     pipe = sd3_pipeline()
     handle = ras_dit.enable(pipe, **SPARSE)

@@ -24,7 +24,7 @@ from ras_dit.errors import RASError, RASWarning
 from ras_dit.guidance import Guidance
 from ras_dit.hooks import TransformerHooks
 from ras_dit.idle import idle_wishes
-from ras_dit.observe import observe, observers, unobserve
+from ras_dit.observe import observe, unobserve
 from ras_dit.recorder import Recorder
 from ras_dit.recording import Recording
 from ras_dit.session import Session
@@ -69,7 +69,8 @@ class Engine:
         self._warned: set[str] = set()
         self._buffers = Buffers()
         self._kept_for: object = None
-        self._observed: list[Any] = []
+        self._pipes: list[Any] = []
+        self._schedulers: list[Any] = []
         self._parts: list[TransformerHooks] = []
         try:
             for called in transformers:
@@ -114,9 +115,9 @@ class Engine:
         for part in self._parts:
             part.detach()
         self._buffers.clear()
-        for target in self._observed:
+        for target in (*self._pipes, *self._schedulers):
             unobserve(target, self)
-        self._observed.clear()
+        self._pipes, self._schedulers = [], []
 
     def part_of(self, called: nn.Module) -> TransformerHooks | None:
         """The hooks on a transformer, compiled or not, if they are this engine's."""
@@ -264,15 +265,18 @@ class Engine:
     # -- the run -------------------------------------------------------------------------------
 
     def watch(self, pipe: Any) -> None:
-        """Follow a pipeline's scheduler; announce its calls."""
+        """Follow a pipeline's scheduler, and no longer a former one; announce its calls."""
         observe(pipe, self, {"__call__": _run_pipeline})
-        self._remember(pipe)
-        observe(pipe.scheduler, self, {"set_timesteps": _run_set_timesteps, "step": _run_step})
-        self._remember(pipe.scheduler)
-
-    def _remember(self, target: Any) -> None:
-        if not any(other is target for other in self._observed):
-            self._observed.append(target)
+        self._pipes = [*(other for other in self._pipes if other is not pipe), pipe]
+        found = (getattr(watched, "scheduler", None) for watched in self._pipes)
+        current = [scheduler for scheduler in found if scheduler is not None]
+        for former in self._schedulers:
+            if not any(former is scheduler for scheduler in current):
+                unobserve(former, self)
+        self._schedulers = current
+        # All of them: one made by the class of another shares its observers.
+        for scheduler in current:
+            observe(scheduler, self, {"set_timesteps": _run_set_timesteps, "step": _run_step})
 
     def begin_pipeline(self, pipe: Any) -> None:
         """A watched pipeline was called: nothing of an earlier run may be left.
@@ -290,7 +294,7 @@ class Engine:
                     "and enable it again"
                 )
             part.follow_called(called)
-        if self not in observers(pipe.scheduler, Engine):
+        if not any(pipe.scheduler is scheduler for scheduler in self._schedulers):
             self.watch(pipe)
 
     def end_pipeline(self, *, failed: bool) -> None:
