@@ -134,7 +134,17 @@ def test_the_reference_shares_no_code_with_the_engine() -> None:
 
 
 def test_the_maths_needs_only_torch() -> None:
-    for name in ("selection", "tokens", "fresh", "storage", "key_clock", "cache", "multirate"):
+    maths = (
+        "selection",
+        "tokens",
+        "fresh",
+        "storage",
+        "key_clock",
+        "cache",
+        "multirate",
+        "schedule",
+    )
+    for name in maths:
         tree = ast.parse((SOURCE / f"{name}.py").read_text("utf-8"))
         roots = {
             (node.module or "" if isinstance(node, ast.ImportFrom) else node.names[0].name)
