@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ras_dit.config import RASConfig
 from ras_dit.errors import RASError
 from ras_dit.public_code import PublicCode
-from ras_dit.schedule import StepPlan, selective_window
+from ras_dit.schedule import StepPlan, count_active, selective_window
 from ras_dit.selection import (
     METRIC_FUNCTIONS,
     PIXEL_FUNCTIONS,
@@ -105,8 +105,11 @@ class Chooser:
             return self._num_tokens
         if config.tolerance is None:
             return planned
-        levels = (0, -(-planned // 2), planned, self._num_tokens)
-        return next(level for level in levels if level >= count)
+        granule, every = config.granularity, self._num_tokens
+        # A planned skip has no number of its own to halve.
+        whole = planned or count_active(config.sample_ratio, every, granule)
+        half = min(whole, -(-whole // (2 * granule)) * granule)
+        return next(level for level in (0, half, whole, every) if level >= count)
 
     def refreshed(self) -> None:
         """A dense step was made."""

@@ -135,9 +135,11 @@ class RASConfig:
             the trapezoidal rule if it is no more than so many scheduler steps long; 0 for never.
             Under the same condition.
         tolerance: Largest error that a token's forecast is expected to have, as a share of the
-            output's root mean square: a sparse step computes none, half of ``sample_ratio``, all of
-            it, or all tokens, the first that is enough for every image of the batch. Reads one
-            small tensor back from the device in every step.
+            output's root mean square: a sparse step computes none, half of its ratio, all of it,
+            or all tokens, the first that is enough for every image of the batch. A step that the
+            schedule skips has ``sample_ratio`` for its ratio, or goes from none to all tokens
+            where there are no caches: where no sparse step is planned between the dense ones
+            around it. Reads one small tensor back from the device in every step.
         reset_tolerance: Expected error of the whole output, as the same share, from which a sparse
             step becomes a dense one. Reads the same tensor.
         guidance_every: With classifier-free guidance, the difference between its two branches is
