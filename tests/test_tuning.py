@@ -30,7 +30,7 @@ from ras_dit.tuning import Candidate, Gauge, Measured, Target, Tuned, Tuning, sc
 from ras_dit.tuning.commands import split
 from ras_dit.tuning.report import preset_text, report_text, verdict, write_tuning
 from ras_dit.tuning.search import Found, Plan, open_trials, search
-from ras_dit.tuning.space import Abilities, DenseSpace, SparseSpace
+from ras_dit.tuning.space import DIMENSIONS, Abilities, DenseSpace, Dimension, SparseSpace
 
 EVERYTHING = Abilities(is_euler=True, takes_sigmas=True, keeps_text=True)
 PRICES = {0.0: 0.0, 0.25: 0.36, 0.5: 0.58, 1.0: 1.0}
@@ -123,6 +123,19 @@ def test_whatever_is_proposed_costs_no_more_than_the_budget(budget: float) -> No
                     assert config is None or config.sample_ratio == 1
                 candidate = each
     assert {"solver", "forecast", "forecast_damping", "text", "schedule", "metric"} <= fields
+
+
+@pytest.mark.parametrize("dimension", DIMENSIONS, ids=lambda each: each.field)
+def test_every_value_that_is_chosen_is_the_candidates(dimension: Dimension) -> None:
+    """The first value is left to the field's default, so it has to be that."""
+
+    def choose(name: str, values: Any) -> Any:
+        return value if name == dimension.field else fixed.get(name, values[-1])
+
+    fixed = {"forecast": "linear"}
+    for value in dimension.values:
+        config = SparseSpace(EVERYTHING, price, 30).choose(choose, 6.5).config
+        assert getattr(config, dimension.field) == value
 
 
 def test_only_what_has_an_effect_is_searched() -> None:

@@ -70,7 +70,7 @@ DIMENSIONS: tuple[Dimension, ...] = (
     Dimension("forecast", ("hold", "linear"), lambda able, _: able.is_euler),
     Dimension(
         "forecast_damping",
-        ("auto", 1.0, 0.5),
+        (1.0, "auto", 0.5),
         lambda _, chosen: chosen.get("forecast") == "linear",
     ),
     Dimension("text", ("fresh", "keep"), lambda able, _: able.keeps_text),
