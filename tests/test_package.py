@@ -65,7 +65,11 @@ LAYERS = layers()
         ("public_code", {"errors"}),
         ("config_files", {"errors", "public_code"}),
         ("rules", set()),
-        ("config", {"config_files", "errors", "public_code", "rules", "validation"}),
+        ("consistency", {"config", "errors", "validation"}),
+        (
+            "config",
+            {"config_files", "consistency", "errors", "public_code", "rules", "validation"},
+        ),
         ("multirate", {"rules", "tokens"}),
         ("schedule", {"config", "errors"}),
         ("tokens", set()),

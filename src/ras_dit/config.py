@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from ras_dit.config_files import read_fields
+from ras_dit.consistency import check_forecasts, check_ratio, check_tolerances
 from ras_dit.errors import RASError
 from ras_dit.public_code import PUBLIC_STARVATION_SCALE, PublicCode, check_public_knobs
 from ras_dit.rules import CacheDtype, LineRules, Storage
@@ -224,29 +225,8 @@ class RASConfig:
         check_flag("offload_cache", self.offload_cache)
         if self.max_dropped not in ("auto", None):
             check_int("max_dropped", self.max_dropped, 1, '"auto" or None will do, too')
-        self._check_forecasts()
+        check_forecasts(self)
         self._check_schedule()
-
-    def _check_forecasts(self) -> None:
-        check_number("forecast_keys", self.forecast_keys, "in [0, 1]", lambda x: 0 <= x <= 1)
-        if self.forecast_age is not None:
-            check_int("forecast_age", self.forecast_age, 1, "None means no limit")
-            if self.forecast == "hold" and not self.forecast_keys:
-                raise RASError(
-                    f"forecast_age={self.forecast_age} limits forecasts, and there are none; leave "
-                    'it out, or give forecast="linear" or forecast_keys'
-                )
-        if self.forecast == "hold" and self.forecast_damping != type(self).forecast_damping:
-            raise RASError(
-                f"forecast_damping={self.forecast_damping!r} damps forecasts, and there are none; "
-                'leave it out or give forecast="linear" (solver="damped-ab2" damps by itself)'
-            )
-        if self.forecast_keys and self.guidance_every > 1:
-            raise RASError(
-                f"forecast_keys={self.forecast_keys:g} cannot be had with guidance_every="
-                f"{self.guidance_every}: keys of the branch that does not run have no last change; "
-                "give forecast_keys=0 (forecast may stay) or guidance_every=1"
-            )
 
     def _check_schedule(self) -> None:
         schedule = self.schedule
@@ -280,21 +260,7 @@ class RASConfig:
             ratios = checked_ratios(schedule)
             object.__setattr__(self, "schedule", ratios)
             self._set_every_step(f"schedule={list(ratios)}", ratios, "write 1.0 for dense steps")
-        self._check_tolerances()
-
-    def _check_tolerances(self) -> None:
-        """Refuse tolerances where every step is dense anyway."""
-        schedule = self.schedule
-        is_dense = schedule in ("constant", "linear") or (
-            isinstance(schedule, tuple) and min(schedule) == 1
-        )
-        for name in ("tolerance", "reset_tolerance"):
-            value = getattr(self, name)
-            if value is not None and self.sample_ratio == 1 and is_dense:
-                raise RASError(
-                    f"{name}={value:g} is for steps that are not dense, and with sample_ratio=1 "
-                    "there are none; leave it out or lower sample_ratio"
-                )
+        check_tolerances(self)
 
     def _set_every_step(self, given: str, ratios: tuple[float, ...], instead: str) -> None:
         """The steps are all named: no other field says which are dense."""
@@ -464,7 +430,7 @@ class RASConfig:
             return source
         fields = read_fields(source, [field.name for field in dataclasses.fields(cls)])
         config = cls(**fields)
-        _check_ratio(config, fields)
+        check_ratio(config, fields)
         return config
 
     def replace(self, **changes: Any) -> Self:
@@ -491,7 +457,7 @@ class RASConfig:
             config = dataclasses.replace(self, **(usual | changes))
         else:
             config = dataclasses.replace(self, **changes)
-        _check_ratio(config, changes)
+        check_ratio(config, changes)
         return config
 
     def to_dict(self) -> dict[str, Any]:
@@ -513,15 +479,3 @@ class RASConfig:
                 )
         data = dataclasses.asdict(self)
         return {key: list(v) if isinstance(v, tuple) else v for key, v in data.items()}
-
-
-def _check_ratio(config: RASConfig, given: Mapping[str, Any]) -> None:
-    """Refuse a ratio that was given where listed steps have another."""
-    ratio = given.get("sample_ratio", config.sample_ratio)
-    if ratio != config.sample_ratio:
-        # Only the default comes here: of any other the constructor knows that it was given.
-        raise RASError(
-            f"sample_ratio={ratio} cannot be met: the schedule says what every step computes "
-            f"(mean {config.sample_ratio:g} over its sparse steps); leave sample_ratio out, or "
-            'give schedule="constant" and no cycle or intervals'
-        )
