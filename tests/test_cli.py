@@ -17,7 +17,7 @@ from PIL import Image
 from ras_dit import cli
 from ras_dit.cli import main, slug
 
-SHORT = ["--steps", "6", "--max-sequence-length", "16", "--device", "cpu"]
+SHORT = ["--steps", "8", "--max-sequence-length", "16", "--device", "cpu"]
 
 
 @pytest.fixture
@@ -49,8 +49,7 @@ def test_a_picture_and_its_map(run: Any, tmp_path: Path) -> None:
         assert image.info["prompt"] == "a fox"
         assert image.info["seed"] == "7"
     assert f"wrote {tmp_path / 'out' / 'a-fox-7.png'}" in out
-    assert "1 of 6 steps sparse" in out
-    assert "of 60" in out
+    assert "8 steps: 5 dense, 3 skipped" in out
 
 
 def test_own_files_are_replaced_and_it_says_so(run: Any, tmp_path: Path) -> None:
@@ -81,9 +80,8 @@ def test_the_comparison(run: Any, tmp_path: Path) -> None:
     assert float(rows["FLOP limit of this plan"].removesuffix("x")) > 1
     assert rows["share of the limit reached"].endswith("%")
     assert rows["image tokens"] == "64 (8 x 8)"
-    assert rows["active tokens in sparse steps"] == "16"
+    assert rows["what was run"] == "8 steps: 2 dense, 6 with 16 of 64 tokens"
     assert rows["text rows T"] == "64"
-    assert rows["dense steps"] == "1 of 6"
     assert rows["PSNR to the dense image"].endswith(" dB")
 
 
@@ -116,7 +114,7 @@ def test_a_configuration_file(run: Any, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text("sample_ratio: 0.125\nwarmup_steps: 3\n")
     _, out, _ = run("a fox", "--config", str(path))
-    assert "3 of 6 steps sparse, active tokens there: 8 of 64" in out
+    assert "8 steps: 3 dense, 5 with 8 of 64 tokens" in out
 
 
 def test_a_contact_sheet_and_an_animation(run: Any, tmp_path: Path) -> None:
@@ -126,14 +124,14 @@ def test_a_contact_sheet_and_an_animation(run: Any, tmp_path: Path) -> None:
     assert files(tmp_path / "out") == {"a-fox-3-sheet.png", "a-hen-3-sheet.png"}
     with Image.open(tmp_path / "out" / "a-hen-3-sheet.png") as image:
         assert image.info["prompt"] == "a hen"
-    # Two pictures of 12 x 20 latents with 4 channels, float32, noise and latents of 6 steps.
-    assert f"recording {2 * 6 * 2 * 4 * 12 * 20 * 4 / 2**20:.1f} MiB" in out
+    # Two pictures of 12 x 20 latents with 4 channels, float32, noise and latents of 8 steps.
+    assert f"recording {2 * 8 * 2 * 4 * 12 * 20 * 4 / 2**20:.1f} MiB" in out
     status, out, err = run("a fox", *words, "--animation", command="visualize")
     assert (status, err) == (0, "")
     assert f"replaced {tmp_path / 'out' / 'a-fox-3-sheet.png'}" in out
     assert f"wrote {tmp_path / 'out' / 'a-fox-3-steps.gif'}" in out
     with Image.open(tmp_path / "out" / "a-fox-3-steps.gif") as image:
-        assert image.n_frames == 6
+        assert image.n_frames == 8
 
 
 def test_a_plan_is_what_the_run_does(
@@ -411,7 +409,7 @@ def test_cut_prompts_are_told(run: Any) -> None:
 def test_the_embedded_model_is_the_default(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["generate", "a red apple", "--size", "64x48", "--steps", "6", "--device", "cpu"]
+    words = ["generate", "a red apple", "--size", "64x48", "--steps", "8", "--device", "cpu"]
     assert main([*words, "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().err == ""
     with Image.open(tmp_path / "a-red-apple-0.png") as image:

@@ -141,7 +141,7 @@ def test_presets_fit_every_number_of_steps_and_cost_what_they_say() -> None:
     """At 28 steps in tokens; with fewer they save less, but never more than one says."""
     shares = {}
     for name in presets():
-        for steps in (1, 2, 4, 8, 28, 50):
+        for steps in (1, 2, 4, 7, 8, 28, 50):
             plans = plan_steps(RASConfig.load(name), steps, 100)
             assert plans[0].kind == "dense"
             assert any(plan.kind == "dense" for plan in plans[-2:])
@@ -149,7 +149,7 @@ def test_presets_fit_every_number_of_steps_and_cost_what_they_say() -> None:
     assert [shares[name, 28] for name in ("quality", "balanced", "fast")] == [17, 12, 9]
     assert 15 < shares["multirate", 28] < 18
     assert [shares["quality", steps] for steps in (1, 2, 4, 8, 50)] == [1, 2, 4, 7, 28]
-    assert [shares["fast", steps] for steps in (1, 2, 4, 8, 50)] == [1, 2, 4, 8, 15]
+    assert [shares["fast", steps] for steps in (1, 2, 4, 7, 8, 50)] == [1, 2, 4, 7, 4, 15]
 
 
 def test_a_ratio_that_listed_steps_contradict_is_refused() -> None:

@@ -90,10 +90,11 @@ def test_dense_steps_stand_at_intervals() -> None:
     assert config.sample_ratio == 1
     assert config.may_skip
     assert RASConfig.load(config.to_dict()) == config
-    # None is longer than a sixth of the run.
+    # None is longer than a quarter of the run.
     dense = [step.index for step in plan_steps(config, 14, 80) if step.num_active]
-    assert dense == [0, 2, 4, 6, 8, 10, 12]
-    assert kinds(config, 11) == "d" * 11
+    assert dense == [0, 2, 4, 7, 10, 12]
+    assert kinds(config, 8) == "dsdsdsds"
+    assert kinds(config, 7) == "d" * 7
     # Where dense steps follow each other in the end, all are.
     config = config.replace(intervals=(3, 1))
     assert kinds(config, 18) == "dss" + "d" * 15
@@ -104,7 +105,7 @@ def test_dense_steps_stand_at_intervals() -> None:
     intervals=st.lists(st.integers(1, 9), min_size=1, max_size=6).filter(lambda x: max(x) > 1),
     steps=st.integers(1, 120),
 )
-def test_no_interval_is_longer_than_wanted_or_than_a_sixth_of_the_run(
+def test_no_interval_is_longer_than_wanted_or_than_a_quarter_of_the_run(
     intervals: list[int], steps: int
 ) -> None:
     config = RASConfig(schedule="intervals", intervals=tuple(intervals))
@@ -112,11 +113,11 @@ def test_no_interval_is_longer_than_wanted_or_than_a_sixth_of_the_run(
     dense = [step.index for step in plan if step.kind == "dense"]
     assert dense[0] == 0
     gaps = [later - earlier for earlier, later in itertools.pairwise(dense)]
-    wanted = [min(gap, max(1, steps // 6)) for gap in intervals]
+    wanted = [min(gap, max(1, steps // 4)) for gap in intervals]
     wanted += [wanted[-1]] * len(gaps)
     assert gaps[:-1] == wanted[: len(gaps)][:-1]
     assert not gaps or 1 <= gaps[-1] <= wanted[len(gaps) - 1]
-    assert dense[-1] == steps - (2 if min(intervals[-1], steps // 6) > 1 else 1)
+    assert dense[-1] == steps - (2 if min(intervals[-1], steps // 4) > 1 else 1)
 
 
 def test_a_reset_outside_the_run_is_refused() -> None:

@@ -70,3 +70,21 @@ def test_a_foreign_file_is_refused(change: dict[str, object], message: str) -> N
         Trace.from_json(json.dumps(data))
     with pytest.raises(RASError, match="not a trace"):
         Trace.from_json("no json")
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((6, 6), "2 steps: 2 dense"),
+        ((6, 0, 6, 0), "4 steps: 2 dense, 2 skipped"),
+        ((6, 2, 2), "3 steps: 1 dense, 2 with 2 of 6 tokens"),
+        ((6, 3, 0, 2), "4 steps: 1 dense, 2 with 2 to 3 of 6 tokens, 1 skipped"),
+    ],
+)
+def test_what_steps_did_in_words(counts: tuple[int, ...], expected: str) -> None:
+    steps = []
+    for index, count in enumerate(counts):
+        packed = None if count == 6 else pack_active(torch.arange(count)[None], 6)
+        kind = "dense" if count == 6 else "sparse"
+        steps.append(StepTrace(index, kind, 1.0, 6, (), packed))
+    assert Trace("T", TokenGrid(2, 3), 5, 1, "float32", 0, tuple(steps)).work == expected

@@ -80,7 +80,7 @@ def test_a_schedule_of_intervals_is_as_long_as_the_budget_allows(pattern: str) -
         longer = form.schedule(len(schedule) - 4)
         assert len(longer) > 30 or not within(budget)(longer)
     # Runs too short for intervals are dense, and dense runs are not proposed.
-    assert schedules.build(form, within(5.0), 30) is None
+    assert schedules.build(form, within(3.0), 30) is None
 
 
 def test_changed_schedules_stay_within_the_budget_and_use_it() -> None:

@@ -99,7 +99,7 @@ class RASConfig:
             sparse step, a dense one and one without the transformer. Sets ``sample_ratio`` to the
             mean over its sparse steps.
         intervals: Steps from each dense step to the next in an ``"intervals"`` schedule, such as
-            ``(2, 2, 3, 4)``; the last one over and over. None is longer than a sixth of the run,
+            ``(2, 2, 3, 4)``; the last one over and over. None is longer than a quarter of the run,
             so that few steps stay dense. Where they are longer than 1 in the end, the last dense
             step is the last but one of the run. Sets ``sample_ratio`` to 1.
         granularity: The number of active tokens is a multiple of this (but never more than all

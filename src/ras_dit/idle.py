@@ -69,7 +69,9 @@ def idle_wishes(
 
 def _reasons(config: RASConfig, shape: RunShape) -> str:
     if config.intervals is not None:
-        return f"no interval is longer than a sixth of the run, intervals={list(config.intervals)}"
+        return (
+            f"no interval is longer than a quarter of the run, intervals={list(config.intervals)}"
+        )
     return (
         f"warmup_steps={config.warmup_steps}, stop_step={config.stop_step}, "
         f"{shape.grid.num_tokens} tokens at sample_ratio={config.sample_ratio:g} and "

@@ -12,7 +12,6 @@ from ras_dit.animation import animation
 from ras_dit.errors import RASError
 from ras_dit.figures import contact_sheet, decoded_steps, spread_steps
 from ras_dit.generate import Generated, Job
-from ras_dit.report import active_tokens
 from ras_dit.visualization import DOTS_PER_INCH
 
 
@@ -62,8 +61,6 @@ def figures_of(
         raise RASError("the run was not recorded; make it with generate(..., record=True)")
     trace = recording.trace
     shown = spread_steps(trace, number)
-    active = active_tokens(recorded)
-    sparse = "" if active == "all" else f", {active} of {trace.num_tokens} tokens in the others"
     for index, (prompt, seed) in enumerate(zip(job.prompts, job.seeds, strict=True)):
         steps = range(len(trace.steps)) if animated else shown
         decoded = decoded_steps(pipeline, recording, steps, index)
@@ -74,8 +71,7 @@ def figures_of(
             dense=dense.images[index],
             index=index,
             title=prompt,
-            subtitle=f"{len(trace.steps)} steps, {trace.num_dense_steps} of them dense{sparse}; "
-            f"seed {seed}; steps count from 0",
+            subtitle=f"{trace.work}; seed {seed}; steps count from 0",
             dots_per_inch=dots_per_inch,
         )
         frames = animation(trace, list(decoded.values()), index) if animated else ()

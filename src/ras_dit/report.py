@@ -14,7 +14,6 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, str]]:
     Seconds are medians over the timed runs of the denoising loop only.
     """
     trace = comparison.trace
-    steps = len(trace.steps)
     runs = len(comparison.dense_seconds)
     grid = " x ".join(map(str, trace.grid.shape))
     return [
@@ -25,33 +24,19 @@ def comparison_rows(comparison: Comparison) -> list[tuple[str, str]]:
         ("FLOP limit of this plan", f"{comparison.limit:.2f}x"),
         ("share of the limit reached", f"{comparison.limit_share:.0%}"),
         ("image tokens", f"{trace.num_tokens} ({grid})"),
-        ("active tokens in sparse steps", active_tokens(comparison.ras)),
+        ("what was run", trace.work),
         ("text rows T", str(trace.num_text_tokens)),
-        ("dense steps", f"{trace.num_dense_steps} of {steps}"),
         ("PSNR to the dense image", ", ".join(map(_decibels, comparison.psnr))),
     ]
 
 
 def run_line(generated: Generated) -> str:
     """One region-adaptive run in one line."""
-    trace = generated.trace
-    assert trace is not None
-    steps = len(trace.steps)
+    assert generated.trace is not None
     return (
         f"denoising loop {generated.loop_seconds:.2f} s, all {generated.total_seconds:.2f} s; "
-        f"{steps - trace.num_dense_steps} of {steps} steps sparse, active tokens there: "
-        f"{active_tokens(generated)} of {trace.num_tokens}"
+        f"{generated.trace.work}"
     )
-
-
-def active_tokens(generated: Generated) -> str:
-    """Active tokens per image in the sparse steps: a number, a range, or ``"all"``."""
-    assert generated.trace is not None
-    counts = {step.num_active for step in generated.trace.steps if step.kind == "sparse"}
-    if not counts:
-        return "all"
-    low, high = min(counts), max(counts)
-    return str(low) if low == high else f"{low} to {high}"
 
 
 def _decibels(value: float) -> str:

@@ -14,7 +14,7 @@ StepKind = Literal["dense", "sparse"]
 
 _STEPS_PER_AUTO_RESET = 9
 # At least: the longest interval between dense steps is the run's length over this.
-_INTERVALS_PER_RUN = 6
+_INTERVALS_PER_RUN = 4
 
 
 @dataclass(frozen=True)

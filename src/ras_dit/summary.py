@@ -97,15 +97,10 @@ class Summary:
                 rows.append(("planned steps", str(self.plan.num_steps)))
                 rows += [(f"planned {name}", value) for name, value in self.plan.facts()]
         else:
-            sparse = [step.num_active for step in trace.steps if step.kind != "dense"]
-            active = f"{min(sparse)} to {max(sparse)}" if sparse else "all"
-            if sparse and min(sparse) == max(sparse):
-                active = str(sparse[0])
             rows += [
-                ("steps", f"{len(trace.steps)}, {trace.num_dense_steps} of them dense"),
+                ("last run", trace.work),
                 ("image tokens", f"{trace.num_tokens} ({' x '.join(map(str, trace.grid.shape))})"),
                 ("text tokens", str(trace.num_text_tokens)),
-                ("active tokens in sparse steps", active),
                 *(
                     [("steps with one guidance branch", str(trace.num_halved))]
                     if trace.num_halved

@@ -130,6 +130,19 @@ class Trace:
         """Whether some calls of the pipeline were answered without the transformer."""
         return self.num_skipped > 0 or self.num_halved > 0
 
+    @property
+    def work(self) -> str:
+        """What its steps did, in words: how many were dense, sparse and skipped."""
+        counts = sorted({s.num_active for s in self.steps if s.kind == "sparse"} - {0})
+        sparse = len(self.steps) - self.num_dense_steps - self.num_skipped
+        words = [f"{len(self.steps)} steps: {self.num_dense_steps} dense"]
+        if sparse:
+            tokens = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+            words.append(f"{sparse} with {tokens} of {self.num_tokens} tokens")
+        if self.num_skipped:
+            words.append(f"{self.num_skipped} skipped")
+        return ", ".join(words)
+
     def active_counts(self) -> torch.Tensor:
         """In how many steps each token was active, int64 ``[B, h, w]``, or ``[B, f, h, w]``."""
         counts = torch.zeros(self.batch_size, self.num_tokens, dtype=torch.int64)
