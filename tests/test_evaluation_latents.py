@@ -210,7 +210,7 @@ def test_an_evaluation_without_latents_says_so(model_folder: Path, tmp_path: Pat
     picture = Picture(0, "x", 0, 0, Path("x"), partner=Path("y"))
     with pytest.raises(RASError, match="this evaluation kept none"):
         LatentScorer().measure([picture])
-    with pytest.raises(RASError, match="has no settings"):
+    with pytest.raises(RASError, match="latent-rmse has no setting net"):
         make_scorer("latent-rmse", {"net": "alex"})
 
 

@@ -323,6 +323,16 @@ def test_a_bad_file_is_refused(tmp_path: Path, text: str | None, message: str) -
         ({"seed": -1}, "seed=-1"),
         ({"scores": {"psnr": 3}}, "scores.psnr is 3"),
         ({"scores": "psnr"}, "scores is a list"),
+        ({"scores": {"pnsr": {}}}, "no scorer 'pnsr'; expected one of .*psnr"),
+        ({"scores": ["beauty"]}, "no scorer 'beauty'"),
+        ({"scores": {"psnr": {"foo": 1}}}, "psnr has no setting foo; it has none"),
+        # Also of a scorer that cannot run here.
+        ({"scores": {"lpips": {"net": "bert"}}}, "scores.lpips.net='bert'"),
+        ({"time": {"run": 3}}, "time has run; expected runs"),
+        ({"time": {"runs": 0}}, "time.runs=0"),
+        ({"time": {"batch": None}}, "time.batch=None"),
+        ({"time": {"size": "big"}}, "time.size='big'"),
+        ({"time": {"size": "33x32"}}, "width=33"),
         ({"model": "/nowhere/at/all"}, "no model folder"),
     ],
 )

@@ -357,11 +357,13 @@ def test_what_is_missing_is_said_and_the_others_run(made: Path, model_folder: Pa
     ("name", "settings", "message"),
     [
         ("beauty", {}, "there is no scorer 'beauty'; expected one of clip, "),
-        ("psnr", {"weights": "x"}, "psnr has no settings"),
+        ("psnr", {"weights": "x"}, "psnr has no setting weights; it has none"),
         ("clip", {"model": "x"}, "clip has no setting model"),
         ("geneval", {"model": "x"}, "geneval has no setting model"),
         ("fid", {"folder": "x"}, "fid has no setting folder"),
-        ("lpips", {"net": "bert"}, "lpips has the settings"),
+        ("lpips", {"net": "bert"}, "scores.lpips.net='bert'; expected one of alex, "),
+        ("fid", {"count": "all"}, "scores.fid.count='all'; expected an integer"),
+        ("clip", {"weights": 3}, "scores.clip.weights=3; expected a text"),
     ],
 )
 def test_wrong_settings_are_refused(name: str, settings: Any, message: str) -> None:

@@ -14,7 +14,7 @@ from ras_dit.cli import main
 from ras_dit.errors import RASError
 from ras_dit.evaluation.emoji_scorers import emoji, fd_emoji, scene_of
 from ras_dit.evaluation.judge_folder import judge_folder, read_captions
-from ras_dit.evaluation.scorers import Measured, Picture
+from ras_dit.evaluation.scorers import Measured, Picture, make_scorer
 from ras_dit.world import parse
 
 # What is drawn, and the caption that it is judged by.
@@ -150,11 +150,11 @@ def test_statistics_have_intervals(folder: Path) -> None:
 
 
 def test_settings_that_are_unknown() -> None:
-    for factory in (emoji, fd_emoji):
-        with pytest.raises(RASError, match="expected only judge"):
-            factory({"weights": "x"})
+    for name in ("emoji", "fd-emoji"):
+        with pytest.raises(RASError, match=f"{name} has no setting weights; it has judge"):
+            make_scorer(name, {"weights": "x"})
         with pytest.raises(RASError, match="make train-judge"):
-            factory({"judge": "/nowhere"})
+            make_scorer(name, {"judge": "/nowhere"})
 
 
 def test_pictures_of_several_sizes_have_no_distance(folder: Path) -> None:

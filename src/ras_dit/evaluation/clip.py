@@ -161,9 +161,6 @@ def pick_score(settings: Mapping[str, Any]) -> ClipScorer:
 
 
 def _model(settings: Mapping[str, Any], name: str, usual: str) -> ClipModel:
-    unknown = set(settings) - {"weights", "device"}
-    if unknown:
-        raise RASError(f"{name} has no setting {', '.join(unknown)}; it has weights and device")
     folder = Path(str(settings.get("weights", f"weights/{name}")))
     return ClipModel(folder, str(settings.get("device", "cpu")), name, usual)
 

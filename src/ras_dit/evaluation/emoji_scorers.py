@@ -172,21 +172,15 @@ class EmojiDistanceScorer:
         return Summary((statistic,), {"mean": found.mean, "covariance": found.covariance}, note)
 
 
-def _folder(name: str, settings: Mapping[str, Any]) -> Path:
-    unknown = set(settings) - {"judge"}
-    if unknown:
-        raise RASError(
-            f"{name} has the settings {dict(settings)}; expected only judge, a folder with"
-            " other weights"
-        )
+def _folder(settings: Mapping[str, Any]) -> Path:
     return Path(str(settings.get("judge", JUDGE_DIR)))
 
 
 def emoji(settings: Mapping[str, Any]) -> EmojiScorer:
     """Factory of the scorer `emoji`."""
-    return EmojiScorer(_folder("emoji", settings))
+    return EmojiScorer(_folder(settings))
 
 
 def fd_emoji(settings: Mapping[str, Any]) -> EmojiDistanceScorer:
     """Factory of the scorer `fd-emoji`."""
-    return EmojiDistanceScorer(_folder("fd-emoji", settings))
+    return EmojiDistanceScorer(_folder(settings))

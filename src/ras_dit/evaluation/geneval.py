@@ -34,17 +34,12 @@ class GenEvalScorer:
 
     Raises:
         ScorerUnavailable: If weights are missing.
-        RASError: If a setting is unknown or weights are damaged.
+        RASError: If weights are damaged.
     """
 
     needs_partner = False
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        unknown = set(settings) - {"detector", "clip", "device"}
-        if unknown:
-            raise RASError(
-                f"geneval has no setting {', '.join(unknown)}; it has detector, clip and device"
-            )
         self._device = str(settings.get("device", "cpu"))
         folder = Path(str(settings.get("detector", "weights/mask2former")))
         if not (folder / "config.json").is_file():

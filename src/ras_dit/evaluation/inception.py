@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ras_dit.errors import RASError
 from ras_dit.evaluation.files import DiskFullError, checksum, read_json, write_bytes, write_json
 from ras_dit.evaluation.frechet import Gaussian, Target, fit
 from ras_dit.evaluation.images import folder_pictures, read_picture
@@ -52,18 +51,11 @@ class InceptionScorer:
 
     Raises:
         ScorerUnavailable: If torch-fidelity, its weights or the reference folder are missing.
-        RASError: If a setting is unknown.
     """
 
     needs_partner = False
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
-        unknown = set(settings) - {"reference", "weights", "device", "resamples", "count"}
-        if unknown:
-            raise RASError(
-                f"fid has no setting {', '.join(unknown)}; it has reference, weights, device, "
-                "resamples and count"
-            )
         self._weights = Path(str(settings.get("weights", WEIGHTS)))
         self._device = torch.device(str(settings.get("device", "cpu")))
         self._resamples = int(settings.get("resamples", 100))

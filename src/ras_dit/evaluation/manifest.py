@@ -22,6 +22,8 @@ from ras_dit.errors import RASError
 from ras_dit.evaluation.files import PART, checksum, dump, read_json, write_json
 from ras_dit.evaluation.prompts import Prompt, Shot, read_count, read_shots
 from ras_dit.evaluation.rows import Row, add_controls, add_reference, read_controls, read_rows
+from ras_dit.evaluation.scorers import check_scorer
+from ras_dit.evaluation.time_settings import TimeSettings
 from ras_dit.loading import call_defaults, locate
 from ras_dit.outline import read_outline
 from ras_dit.planning import plan_outline
@@ -198,7 +200,10 @@ def plan_evaluation(data: Mapping[str, Any], place: Path) -> tuple[Manifest, Set
         versions={name: version(name) for name in _PACKAGES} | {"machine": platform.machine()},
         latents=latents,
     )
-    return manifest, read_settings(data, place)
+    settings = read_settings(data, place)
+    # Refused here, and not when all pictures are made.
+    outline.layout(*parse_size(settings.time.get("size")))
+    return manifest, settings
 
 
 def store(folder: Path, manifest: Manifest, settings: Settings) -> None:
@@ -286,7 +291,7 @@ def read_settings(data: Mapping[str, Any], place: Path) -> Settings:
     """What may change between runs, from the content of a YAML file.
 
     Raises:
-        RASError: If scores or time is not what it should be.
+        RASError: If scores or time is not what it should be, or names an unknown scorer or setting.
     """
     scores = data.get("scores", ["psnr"])
     if isinstance(scores, list):
@@ -297,6 +302,8 @@ def read_settings(data: Mapping[str, Any], place: Path) -> Settings:
     for name, settings in scores.items():
         if settings is not None and not isinstance(settings, dict):
             raise RASError(f"scores.{name} is {settings!r}; expected a mapping of its settings")
+        check_scorer(str(name), settings or {})
+    TimeSettings.read(time)
     return Settings(
         title=str(data.get("title", "Quality against cost")),
         scores={str(name): settings or {} for name, settings in scores.items()},

@@ -8,8 +8,9 @@ A scorer looks at the pictures of one row (one configuration) in three steps, wi
 3. the report puts the statistics of all rows in one table and compares rows by their columns.
 
 To add one: write a factory ``(settings) -> Scorer`` and name it in :data:`SCORERS`, or, from
-another package, as an entry point in the group ``ras_dit.scorers``. The factory may raise
-:class:`ScorerUnavailable`, which the report repeats while the other scorers run on.
+another package, as an entry point in the group ``ras_dit.scorers``; name its settings in
+:data:`SETTINGS`. The factory may raise :class:`ScorerUnavailable`, which the report repeats while
+the other scorers run on.
 """
 
 from __future__ import annotations
@@ -42,6 +43,21 @@ SCORERS: Mapping[str, str] = {
     "emoji": "ras_dit.evaluation.emoji_scorers:emoji",
     "fd-emoji": "ras_dit.evaluation.emoji_scorers:fd_emoji",
 }
+# The settings that each has, so that a wrong one is refused before a picture is made for it.
+SETTINGS: Mapping[str, tuple[str, ...]] = {
+    "psnr": (),
+    "ssim": (),
+    "lpips": ("net", "weights", "device"),
+    "latent-rmse": (),
+    "fid": ("reference", "weights", "device", "resamples", "count"),
+    "clip": ("weights", "device"),
+    "pickscore": ("weights", "device"),
+    "geneval": ("detector", "clip", "device"),
+    "emoji": ("judge",),
+    "fd-emoji": ("judge",),
+}
+_CHOICES = {"net": ("alex", "vgg", "squeeze")}
+_COUNTS = ("resamples", "count")
 _GROUP = "ras_dit.scorers"
 
 
@@ -215,6 +231,36 @@ def scorer_names() -> tuple[str, ...]:
     return tuple(sorted({*SCORERS, *(point.name for point in entry_points(group=_GROUP))}))
 
 
+def check_scorer(name: str, settings: Mapping[str, Any]) -> None:
+    """Refuse an unknown scorer or wrong settings, whether or not the scorer can run here.
+
+    Of a scorer of another package only the name is known; its factory checks the settings.
+
+    Raises:
+        RASError: If there is no scorer of this name, or its settings are wrong.
+    """
+    if name not in scorer_names():
+        raise RASError(f"there is no scorer {name!r}; expected one of {', '.join(scorer_names())}")
+    if name not in SETTINGS:
+        return
+    known = SETTINGS[name]
+    unknown = sorted(str(key) for key in settings if key not in known)
+    if unknown:
+        raise RASError(
+            f"{name} has no setting {', '.join(unknown)}; it has {', '.join(known) or 'none'}: "
+            f"change scores.{name} in the YAML file"
+        )
+    for key, value in settings.items():
+        place = f"scores.{name}.{key}={value!r}"
+        if key in _COUNTS:
+            if type(value) is not int or value < 1:
+                raise RASError(f"{place}; expected an integer of at least 1")
+        elif not isinstance(value, str | Path):
+            raise RASError(f"{place}; expected a text")
+        elif value not in _CHOICES.get(key, (value,)):
+            raise RASError(f"{place}; expected one of {', '.join(_CHOICES[key])}")
+
+
 def make_scorer(name: str, settings: Mapping[str, Any] | None = None) -> Scorer:
     """A scorer by name.
 
@@ -226,7 +272,9 @@ def make_scorer(name: str, settings: Mapping[str, Any] | None = None) -> Scorer:
         ScorerUnavailable: If a package or weights are missing.
         RASError: If there is no scorer of this name, or its settings are wrong.
     """
-    return _factory(name)(dict(settings or {}))
+    given = dict(settings or {})
+    check_scorer(name, given)
+    return _factory(name)(given)
 
 
 def _factory(name: str) -> ScorerFactory:
@@ -234,7 +282,6 @@ def _factory(name: str) -> ScorerFactory:
         module, _, attribute = SCORERS[name].partition(":")
         factory: ScorerFactory = getattr(importlib.import_module(module), attribute)
         return factory
-    for point in entry_points(group=_GROUP, name=name):
-        loaded: ScorerFactory = point.load()
-        return loaded
-    raise RASError(f"there is no scorer {name!r}; expected one of {', '.join(scorer_names())}")
+    (point, *_) = entry_points(group=_GROUP, name=name)
+    loaded: ScorerFactory = point.load()
+    return loaded

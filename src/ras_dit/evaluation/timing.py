@@ -11,7 +11,7 @@ import os
 import platform
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,38 +28,13 @@ from ras_dit.evaluation.manifest import (
     store,
 )
 from ras_dit.evaluation.rows import Row
+from ras_dit.evaluation.time_settings import TimeSettings
 from ras_dit.evaluation.workshop import job_of, run_row, threads
 from ras_dit.generate import Generated
 from ras_dit.loading import load_pipeline
 from ras_dit.validation import parse_size
 
 TIMES = "times"
-_KEYS = ("runs", "batch", "size", "threads")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TimeSettings:
-    """How times are measured.
-
-    Attributes:
-        runs: Timed rounds; an untimed one goes before.
-        batch: Pictures in one call.
-        threads: Threads of torch; ``None`` is the manifest's.
-        size: Width and height in pixels; ``None`` is the manifest's.
-    """
-
-    runs: int = 3
-    batch: int = 1
-    threads: int | None = None
-    size: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what is out of range."""
-        for name in ("runs", "batch", "threads"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise RASError(f"time.{name}={value!r}; expected an integer of at least 1")
-        parse_size(self.size)
 
 
 def time_rows(
@@ -87,7 +62,7 @@ def time_rows(
     with locked(folder):
         if settings is not None:
             store(folder, manifest, settings)
-        chosen = time_settings(load_settings(folder))
+        chosen = TimeSettings.read(load_settings(folder).time)
         sweep(folder)
         pipeline = load_pipeline(
             manifest.model, dtype=manifest.dtype, device=device or manifest.device
@@ -111,18 +86,6 @@ def time_rows(
                     if on_run is not None:
                         on_run(done, total)
     return chosen.runs
-
-
-def time_settings(settings: Settings) -> TimeSettings:
-    """The settings of the time stage.
-
-    Raises:
-        RASError: If one is unknown or out of range.
-    """
-    unknown = sorted(set(settings.time) - set(_KEYS))
-    if unknown:
-        raise RASError(f"time has {', '.join(unknown)}; expected {', '.join(_KEYS)}")
-    return TimeSettings(**settings.time)
 
 
 def read_times(folder: Path, row: str) -> list[Mapping[str, Any]]:
