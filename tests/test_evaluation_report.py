@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,40 @@ def test_the_control_nearest_in_time_counts() -> None:
     # Better and faster, or worse and slower, needs no equal time.
     assert verdicts(own, result("dense-1", [9.0, 9.5] * 4, 1)) == {"fewer steps": "loses"}
     assert verdicts(own, result("dense-9", [1.0, 2.0] * 4, 9)) == {"fewer steps": "beats"}
+
+
+def test_the_reference_stands_in_only_where_no_other_control_is() -> None:
+    # As seconds were measured: the reference is nearer in time than the control.
+    own = result("own", [14.0, 15.0] * 4, 2.36, config=CONFIG)
+    control = result("dense-4", [21.0, 21.2] * 4, 2.00)
+    reference = result("dense-6", None, 2.77, role="reference")
+    for others in ([control, reference], [reference, control]):
+        (duel,) = duels(own, [own, *others])
+        assert (duel.control, duel.verdict) == ("dense-4", "loses")
+    # Also where the reference has numbers of its own.
+    scored = result("dense-6", [14.0, 15.0] * 4, 2.77, role="reference")
+    assert verdicts(own, scored, control) == {"fewer steps": "loses"}
+    assert verdicts(own, reference) == {"fewer steps": "no faster than the reference"}
+
+
+def test_a_row_that_is_worse_than_a_faster_control_loses() -> None:
+    own = result("own", [14.0, 15.0] * 4, 4, config=CONFIG)
+    equal = result("dense-4", [14.0, 15.0] * 4, 4)
+    faster, slower = (result(f"dense-{n}", [21.0, 21.2] * 4, n) for n in (2, 9))
+    assert verdicts(own, equal) == verdicts(own, equal, slower) == {"fewer steps": "ties"}
+    (duel,) = duels(own, [own, equal, faster])
+    assert (duel.control, duel.verdict, duel.equal_time) == ("dense-2", "loses", False)
+    # A tie in another number excuses nothing; a number in which it is better does.
+    for value, word in ((5.0, "loses"), (1.0, "ties")):
+        rows = [
+            replace(
+                row, statistics=(*row.statistics, replace(row.statistics[0], name="R", column="r"))
+            )
+            for row in (own, equal, faster)
+        ]
+        for row, number in zip(rows, (5.0, 5.0, value), strict=True):
+            row.columns["r"] = dict.fromkeys(range(8), number)  # type: ignore[index]
+        assert verdicts(*rows) == {"fewer steps": word}
 
 
 def test_the_difference_has_an_interval() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -63,7 +63,7 @@ class RowResult:
 
 @dataclass(frozen=True)
 class Duel:
-    """A row against the control that is nearest in time.
+    """A row against a control: the one nearest in time, or a faster one that it is worse than.
 
     Attributes:
         kind: What the control is.
@@ -88,16 +88,19 @@ class Duel:
         return 1 / EQUAL <= self.time_ratio <= EQUAL
 
     @property
+    def is_overtaken(self) -> bool:
+        """Whether the control is faster, and the row worse in something and better in nothing."""
+        return self.time_ratio < 1 and _only("loses", self.words.values())
+
+    @property
     def verdict(self) -> str:
         """One word over all statistics."""
         words = set(self.words.values())
         if not words and self.equal_time and self.is_reference:
             return "no faster than the reference"
         # Better although faster, or worse although slower, needs no equal time.
-        clear = (words == {"loses"} and self.time_ratio < 1) or (
-            words == {"beats"} and self.time_ratio > 1
-        )
-        if not self.equal_time and not clear:
+        overtaken = self.is_overtaken or (self.time_ratio > 1 and _only("beats", words))
+        if not self.equal_time and not overtaken:
             return "no control of equal time"
         if {"beats", "loses"} <= words:
             return "mixed"
@@ -115,7 +118,10 @@ def all_timed(results: Sequence[RowResult]) -> bool:
 
 
 def duels(result: RowResult, results: Sequence[RowResult]) -> tuple[Duel, ...]:
-    """A row against each kind of control that there is.
+    """A row against each kind of control that there is: the one nearest in time.
+
+    The reference, which has no distance to itself, stands for its kind only where it is alone. A
+    row that a faster control overtakes is shown against that one.
 
     Args:
         result: The row.
@@ -135,11 +141,20 @@ def duels(result: RowResult, results: Sequence[RowResult]) -> tuple[Duel, ...]:
         timed = [(time, other) for time, other in rivals if time is not None and other.pictures]
         if not timed:
             continue
-        time, nearest = min(timed, key=lambda pair: abs(np.log(pair[0] / own)))
-        words, gaps = against(result, nearest)
-        is_reference = nearest.row.role == "reference"
-        found.append(Duel(kind, nearest.row.name, time / own, words, gaps, is_reference))
+        others = [pair for pair in timed if pair[1].row.role != "reference"]
+        nearest_first = sorted(others or timed, key=lambda pair: abs(np.log(pair[0] / own)))
+        (time, nearest), *further = nearest_first
+        duel = _duel(result, nearest, kind, time / own)
+        if duel.verdict != "loses":
+            faster = (_duel(result, other, kind, t / own) for t, other in further if t < own)
+            duel = next((fight for fight in faster if fight.is_overtaken), duel)
+        found.append(duel)
     return tuple(found)
+
+
+def _duel(result: RowResult, other: RowResult, kind: Role, time_ratio: float) -> Duel:
+    words, gaps = against(result, other)
+    return Duel(kind, other.row.name, time_ratio, words, gaps, other.row.role == "reference")
 
 
 def against(
@@ -201,6 +216,11 @@ def _is_control(other: Row, row: Row, kind: Role) -> bool:
         and own.replace(**by_chance) == theirs.replace(**by_chance)
         and (other.steps, other.scheduler) == (row.steps, row.scheduler)
     )
+
+
+def _only(word: Word, words: Iterable[Word]) -> bool:
+    """Whether a word is among the words, with nothing but ties beside it."""
+    return {word} <= set(words) <= {word, "ties"}
 
 
 def _word(gap: tuple[float, float], better: Better) -> Word:

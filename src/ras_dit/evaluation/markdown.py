@@ -132,7 +132,8 @@ def _duel_table(found: Mapping[str, Sequence[Duel]]) -> str:
     if len(lines) == 2:
         return ""
     return (
-        "## Against the controls of equal time\n\nThe control nearest in time of each kind, equal "
+        "## Against the controls of equal time\n\nThe control nearest in time of each kind (the "
+        "reference only where it is alone), or a faster one that the row is worse than; equal "
         f"within a factor of {EQUAL:g}. A row beats or loses where the 95 % interval of the "
         "difference (row minus control, in brackets; picture by picture where there is a number "
         "per picture) excludes 0.\n\n" + table(lines)
