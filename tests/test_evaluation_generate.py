@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,8 +20,10 @@ from ras_dit.evaluation import crews
 from ras_dit.evaluation.crews import Processes, WorkFailedError
 from ras_dit.evaluation.files import DiskFullError, locked
 from ras_dit.evaluation.images import read_picture
+from ras_dit.evaluation.manifest import load_manifest
 from ras_dit.evaluation.stages import generate_pictures, refusals
 
+SPARSE = f"ras-{STEPS}-0.25-std"
 PARTS = ("images", "units", "scores", "manifest.json")
 
 
@@ -222,6 +225,69 @@ def test_what_a_worker_raises_is_raised_here(model_folder: Path, tmp_path: Path)
     for error, kind in ((RASError("no such dtype"), RASError), (KeyError("x"), WorkFailedError)):
         with pytest.raises(kind, match=str(error)):
             crews.raise_failure(*crews.describe_failure(error))
+
+
+def test_a_run_that_fails_at_its_start_keeps_no_corrected_one_out(
+    made: Any, model_folder: Path, tmp_path: Path
+) -> None:
+    _, manifest, settings, crew = made
+    wrong, _ = planned(tmp_path, evaluation(model_folder, device="gpu"))
+    for was_there in (False, True):
+        folder = tmp_path / f"out-{was_there}"
+        if was_there:
+            folder.mkdir()
+        with pytest.raises(RASError, match="device 'gpu' is unknown"):
+            generate_pictures(folder, wrong, settings)
+        assert folder.exists() is was_there
+        assert not was_there or not list(folder.iterdir())
+        generate_pictures(folder, manifest, settings, crew=crew, budget=0)
+    # What was begun before stays, whatever fails.
+    with pytest.raises(RASError, match="holds an evaluation with other device"):
+        generate_pictures(folder, wrong, settings)
+    assert load_manifest(folder).to_dict() == manifest.to_dict()
+
+
+def test_a_failure_after_the_first_picture_loses_nothing(made: Any, tmp_path: Path) -> None:
+    _, manifest, settings, crew = made
+
+    def stop(_done: int, _total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        generate_pictures(tmp_path, manifest, settings, crew=crew, on_unit=stop)
+    assert len(list((tmp_path / "units").rglob("*.json"))) == 1
+    assert load_manifest(tmp_path).to_dict() == manifest.to_dict()
+
+
+def test_a_lost_manifest_is_written_anew(made: Any, model_folder: Path, tmp_path: Path) -> None:
+    whole, manifest, settings, crew = made
+    folder = tmp_path / "out"
+    shutil.copytree(whole, folder)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(RASError, match="remove it and run `ras-dit evaluate generate"):
+        generate_pictures(folder, manifest, settings, crew=crew)
+    (folder / "manifest.json").unlink()
+    (folder / "settings.json.part").touch()
+    other, _ = planned(tmp_path, evaluation(model_folder, seed=1))
+    rows = [{"steps": STEPS}, {"steps": STEPS, "sample_ratio": 0.5, "name": SPARSE}]
+    changed, _ = planned(tmp_path, evaluation(model_folder, rows=rows))
+    for wrong in (other, changed):
+        with pytest.raises(RASError, match=r"lost its manifest\.json and was begun with another"):
+            generate_pictures(folder, wrong, settings, crew=crew)
+    asked = len(crew.asked)
+    assert generate_pictures(folder, manifest, settings, crew=crew).whole
+    assert tree(folder) == tree(whole)
+    assert len(crew.asked) == asked
+    # Settings that say nothing of a manifest may be of anything.
+    for content in ("{}", None):
+        (folder / "manifest.json").unlink()
+        if content is None:
+            (folder / "settings.json").unlink()
+        else:
+            (folder / "settings.json").write_text(content)
+        with pytest.raises(RASError, match="and no evaluation; give a new folder"):
+            generate_pictures(folder, manifest, settings, crew=crew)
+        (folder / "manifest.json").write_bytes((whole / "manifest.json").read_bytes())
 
 
 def test_two_runs_in_one_folder_are_refused(made: Any) -> None:

@@ -19,8 +19,9 @@ import yaml
 from ras_dit.config import RASConfig
 from ras_dit.embedded import MODEL_DIR
 from ras_dit.errors import RASError
-from ras_dit.evaluation.files import PART, checksum, dump, read_json, write_json
+from ras_dit.evaluation.files import checksum, dump, read_json, write_json
 from ras_dit.evaluation.prompts import Prompt, Shot, read_count, read_shots
+from ras_dit.evaluation.restoring import check_restorable, identity
 from ras_dit.evaluation.rows import Row, add_controls, add_reference, read_controls, read_rows
 from ras_dit.evaluation.scorers import check_scorer
 from ras_dit.evaluation.time_settings import TimeSettings
@@ -209,7 +210,8 @@ def plan_evaluation(data: Mapping[str, Any], place: Path) -> tuple[Manifest, Set
 def store(folder: Path, manifest: Manifest, settings: Settings) -> None:
     """Begin an evaluation in a folder, or check that it is the one begun there.
 
-    It may have further rows, or fewer: no picture depends on those of other rows.
+    It may have further rows, or fewer: no picture depends on those of other rows. A manifest that
+    was lost is written anew.
 
     Raises:
         RASError: If another evaluation was begun in the folder, or with other versions, or scores
@@ -223,15 +225,9 @@ def store(folder: Path, manifest: Manifest, settings: Settings) -> None:
         if manifest.rows != begun.rows:
             write_json(path, manifest.to_dict())
     else:
-        # A run that was killed while it wrote its first file has begun nothing.
-        own = (".lock", f"{MANIFEST}{PART}")
-        foreign = [item.name for item in folder.iterdir() if item.name not in own]
-        if foreign:
-            raise RASError(
-                f"{str(folder)!r} holds {foreign[0]!r} and no evaluation; give a new folder"
-            )
+        check_restorable(folder, manifest, (MANIFEST, SETTINGS))
         write_json(path, manifest.to_dict())
-    write_json(folder / SETTINGS, asdict(settings))
+    write_json(folder / SETTINGS, asdict(settings) | {"manifest": identity(manifest)})
 
 
 def load_manifest(folder: Path) -> Manifest:
@@ -245,7 +241,15 @@ def load_manifest(folder: Path) -> Manifest:
         raise RASError(
             f"{str(folder)!r} holds no evaluation; begin one with `ras-dit evaluate generate`"
         )
-    return read_manifest(read_json(path), path)
+    try:
+        data = read_json(path)
+    except RASError as error:
+        raise RASError(
+            f"{str(path)!r} is damaged; remove it and run `ras-dit evaluate generate FILE.yaml "
+            f"--out {folder}` with the file that it was begun with: it is written anew, and "
+            "nothing that was made is lost"
+        ) from error
+    return read_manifest(data, path)
 
 
 def read_manifest(data: Mapping[str, Any], path: Path) -> Manifest:
@@ -282,7 +286,9 @@ def load_settings(folder: Path) -> Settings:
         RASError: If they are missing or damaged.
     """
     try:
-        return Settings(**read_json(folder / SETTINGS))
+        data = read_json(folder / SETTINGS)
+        data.pop("manifest", None)
+        return Settings(**data)
     except TypeError as error:
         raise RASError(f"{str(folder / SETTINGS)!r} is damaged: {error}") from error
 

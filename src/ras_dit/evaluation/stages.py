@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,8 @@ from ras_dit.evaluation.crews import Alone, Crew
 from ras_dit.evaluation.files import locked, read_json, sweep, write_bytes, write_json
 from ras_dit.evaluation.latents import stored_latents
 from ras_dit.evaluation.manifest import (
+    MANIFEST,
+    SETTINGS,
     Manifest,
     Settings,
     check_scores,
@@ -107,7 +110,8 @@ def generate_pictures(
     """
     if manifest is not None and not manifest.rows:
         raise RASError("the evaluation has no rows")
-    with locked(folder):
+    was_there = folder.exists()
+    with locked(folder), _beginning(folder, was_there=was_there):
         if manifest is not None and settings is not None:
             store(folder, manifest, settings)
         manifest, settings = load_manifest(folder), load_settings(folder)
@@ -199,6 +203,22 @@ def score_pictures(
             for part in measurable:
                 summarise(folder, scorers[part.scorer], part.scorer, part.row, part.units)
         return Progress(done, total, refused)
+
+
+@contextlib.contextmanager
+def _beginning(folder: Path, *, was_there: bool) -> Iterator[None]:
+    """Where a run fails before anything is made, leave nothing that keeps a corrected one out."""
+    began = not (folder / MANIFEST).exists()
+    try:
+        yield
+    except (Exception, KeyboardInterrupt):
+        own = [folder / name for name in (MANIFEST, SETTINGS, ".lock")]
+        if began and all(item in own for item in folder.iterdir()):
+            for path in own:
+                path.unlink(missing_ok=True)
+            if not was_there:
+                folder.rmdir()
+        raise
 
 
 def finished_units(folder: Path, manifest: Manifest, row: Row) -> list[tuple[Picture, ...]]:
