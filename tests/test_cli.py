@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 from ras_dit import cli
 from ras_dit.cli import main, slug
+from ras_dit.support import read_support
 
 SHORT = ["--steps", "8", "--max-sequence-length", "16", "--device", "cpu"]
 
@@ -193,7 +195,7 @@ def test_bad_plans_are_one_line(
 def test_bad_words_of_visualize_are_one_line(run: Any, tmp_path: Path, words: str) -> None:
     status, out, err = run("a fox", *words.split(), command="visualize")
     assert (status, out, err.count("\n")) == (2, "", 1)
-    assert not list(tmp_path.glob("out/*"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_models(capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,6 +203,26 @@ def test_the_models(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for word in ("Stable Diffusion 3", "FluxPipeline", "WanPipeline", "refused", "SanaPipeline"):
         assert word in printed
+
+
+@pytest.mark.parametrize("width", [None, 40, 60, 80])
+def test_names_of_models_are_never_broken(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int | None
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    if width is not None:
+        terminal = Console(
+            width=width, force_terminal=True, color_system=None, legacy_windows=False
+        )
+        monkeypatch.setattr("ras_dit.cli.output", lambda: terminal)
+    assert main(["models"]) == 0
+    printed = capsys.readouterr().out
+    support = read_support()
+    names = {row.pipeline for row in support.supported} | set(support.refused)
+    assert {name for name in names if name not in printed} == set()
+    # Reasons whole, brackets included, where nothing limits them.
+    if width is None:
+        assert all(reason in printed for reason in support.refused.values())
 
 
 def test_the_version_and_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,7 +272,7 @@ BAD_WORDS = {
 @pytest.mark.parametrize("words", BAD_WORDS)
 def test_bad_words_are_one_line(run: Any, tmp_path: Path, words: str) -> None:
     assert_refused(run("a fox", *words.split()), BAD_WORDS[words])
-    assert not list(tmp_path.glob("out/*"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_cuda_without_cuda(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,8 +295,20 @@ def test_usage_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_output_that_is_no_folder(run: Any, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.touch()
-    for place in (blocked, blocked / "below"):
-        assert_refused(run("a fox", "--out", str(place)), "cannot be made")
+    for command in ("generate", "visualize"):
+        for place in (blocked, blocked / "below"):
+            answer = run("a fox", "--out", str(place), command=command)
+            assert_refused(answer, f"--out {str(place)!r}")
+            assert "is a file; give a folder" in answer[2]
+
+
+def test_a_refusal_leaves_no_folder(run: Any, tmp_path: Path) -> None:
+    for words in ("--size 33x33", "--max-sequence-length 600", "--device nosuch"):
+        for command in ("generate", "visualize"):
+            out = tmp_path / "new" / command
+            status, *_ = run("a fox", *words.split(), "--out", str(out), command=command)
+            assert status == 2
+            assert not out.parent.exists()
 
 
 def test_an_output_that_is_write_protected(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -351,7 +351,14 @@ def test_bad_input_is_one_line(
     assert status == 2
     assert re.search(error, err)
     assert err.count("\n") == 1
-    assert not (tmp_path / "out" / "diagnosis.json").exists()
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_no_folder(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    status, _, err = run("--out", str(tmp_path / "file"))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "is a file; give a folder" in err
 
 
 def test_another_model_needs_prompts(run: Any) -> None:

@@ -11,7 +11,7 @@ import re
 import statistics
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +27,7 @@ from ras_dit import options
 from ras_dit.animation import save_animation
 from ras_dit.config import RASConfig
 from ras_dit.config_files import presets
-from ras_dit.console import fail, one_line_warnings, progress, quiet_libraries
+from ras_dit.console import fail, one_line_warnings, output, progress, quiet_libraries
 from ras_dit.diagnosis.commands import diagnose
 from ras_dit.errors import RASError
 from ras_dit.evaluation.commands import app as evaluate_app
@@ -132,18 +132,20 @@ def _generate(
     """
     chosen = _configuration(sample_ratio, preset, config, paper)
     job = _job(prompts, seed, steps, size, guidance, max_sequence_length, model)
-    options.prepare_folder(out)
+    options.check_folder(out)
     with quiet_libraries(verbose=verbose):
         messages = Console(stderr=True)
         pipeline = _loaded(messages, model, dtype, device, job)
         if with_dense:
             with progress(messages, 2 * (1 + TIMED_RUNS)) as on_step:
                 measured = compare(pipeline, chosen, job, runs=TIMED_RUNS, on_step=on_step)
+            options.make_folder(out)
             _write_pictures(out, job, measured.ras, measured)
-            Console().print(_comparison_table(measured, pipeline))
+            output().print(_comparison_table(measured, pipeline))
         else:
             with progress(messages, 1) as on_step:
                 generated = generate(pipeline, chosen, job, on_step=on_step)
+            options.make_folder(out)
             _write_pictures(out, job, generated, None)
             typer.echo(run_line(generated))
 
@@ -178,13 +180,14 @@ def _visualize(
     """
     chosen = _configuration(sample_ratio, preset, config, paper)
     job = _job(prompts, seed, steps, size, guidance, max_sequence_length, model)
-    options.prepare_folder(out)
+    options.check_folder(out)
     with quiet_libraries(verbose=verbose):
         messages = Console(stderr=True)
         pipeline = _loaded(messages, model, dtype, device, job)
         with progress(messages, 2) as on_step:
             dense = generate(pipeline, None, job, on_step=on_step)
             recorded = generate(pipeline, chosen, job, on_step=on_step, record=True)
+        options.make_folder(out)
         for drawing in figures_of(pipeline, job, dense, recorded, animated=animated):
             name = f"{slug(drawing.prompt)}-{drawing.seed}"
             _write(drawing.sheet, out / f"{name}-sheet.png", drawing.prompt, drawing.seed)
@@ -234,21 +237,28 @@ def _plan(
     facts = Table("the whole run", "")
     for fact in planned.facts():
         facts.add_row(*fact)
-    Console().print(table, facts)
+    output().print(table, facts)
 
 
 @app.command("models")
 def _models() -> None:
     """List the pipelines that are supported and tested, and those that are refused."""
-    support, console = read_support(), Console()
-    tested = Table("family", Column("pipeline in diffusers", overflow="fold"), "tested")
+    support, console = read_support(), output()
+    tested = Table(
+        "family", _names("pipeline in diffusers", [r.pipeline for r in support.supported]), "tested"
+    )
     for row in support.by_family():
         tested.add_row(*row)
-    console.print(tested)
-    refused = Table(Column("refused", overflow="fold"), "because")
+    refused = Table(_names("refused", support.refused), "because")
     for name, reason in sorted(support.refused.items()):
         refused.add_row(name, reason)
-    console.print(refused)
+    for table in (tested, refused):
+        console.print(table, crop=False)
+
+
+def _names(heading: str, names: Iterable[str]) -> Column:
+    """A column of names that are looked for as they are, so that none is broken."""
+    return Column(heading, no_wrap=True, min_width=max(map(len, names)))
 
 
 def _configuration(

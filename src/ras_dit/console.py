@@ -14,6 +14,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ras_dit.errors import RASWarning
 from ras_dit.generate import OnStep
 
+# Wider than any table: rich breaks words at 80 columns where there is no terminal.
+_UNLIMITED = 10_000
+
+
+def output() -> Console:
+    """Where tables go: as wide as the terminal, and without limit into a pipe or a file."""
+    # Without markup: brackets in a text are brackets.
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(width=_UNLIMITED, markup=False)
+
 
 @contextlib.contextmanager
 def progress(console: Console, runs: int) -> Iterator[OnStep]:

@@ -119,15 +119,28 @@ def read_prompt_file(
     return read_prompts("jsonl" if file.suffix == ".jsonl" else "text", file, count=count)
 
 
-def prepare_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
+    """Refuse a folder of ``--out`` before the work is done; it is made when that is.
+
+    Raises:
+        RASError: If it is a file or lies below one, or cannot be written to.
+    """
+    place = next(part for part in (folder, *folder.parents) if part.exists() or part == part.parent)
+    if not place.is_dir():
+        below = "" if place == folder else f" lies below {str(place)!r}, which"
+        raise RASError(f"--out {str(folder)!r}{below} is a file; give a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise RASError(f"--out {str(folder)!r} cannot be written to; give another folder")
+
+
+def make_folder(folder: Path) -> None:
     """Make the folder of ``--out``.
 
     Raises:
-        RASError: If it cannot be made or written to.
+        RASError: If it cannot be made.
     """
+    check_folder(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RASError(f"--out {str(folder)!r} cannot be made: {error.strerror}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise RASError(f"--out {str(folder)!r} cannot be written to")

@@ -85,7 +85,7 @@ def diagnose(
         guidance_scale=defaults.guidance_scale if guidance is None else guidance,
         max_sequence_length=max_sequence_length or defaults.max_sequence_length,
     )
-    options.prepare_folder(out)
+    options.check_folder(out)
     with quiet_libraries(verbose=verbose), counting("diagnosing") as on_run:
         pipeline = load_pipeline(model, dtype=dtype, device=device)
         found = measure(
@@ -97,6 +97,7 @@ def diagnose(
             on_run=on_run,
         )
     found = replace(found, facts={"model": model or "the embedded model", **found.facts})
+    options.make_folder(out)
     for path in write_diagnosis(found, out):
         typer.echo(f"wrote {path}")
     typer.echo(judge(found).headline)

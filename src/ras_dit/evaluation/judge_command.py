@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from ras_dit.options import check_folder
 
 
 def judge_command(
@@ -30,12 +31,15 @@ def judge_command(
 
     Writes results.jsonl (right or wrong for each picture and task, and why) and summary.json.
     """
+    from ras_dit.console import output
     from ras_dit.evaluation.judge import JUDGE_DIR
     from ras_dit.evaluation.judge_folder import judge_folder, read_captions, summary_table
 
+    if out is not None:
+        check_folder(out)
     pictures = read_captions(folder, captions)
     found = judge_folder(pictures, out or folder, judge=judge or JUDGE_DIR)
-    console = Console()
+    console = output()
     console.print(summary_table(found.summaries))
     for summary in found.summaries:
         if summary.note:
