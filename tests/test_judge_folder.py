@@ -97,6 +97,30 @@ def test_captions_beside_pictures(tmp_path: Path) -> None:
     assert any("at least 2" in summary.note for summary in found.summaries)
 
 
+def test_what_generate_puts_beside_a_picture_needs_no_caption(tmp_path: Path) -> None:
+    for name in ("fox-0", "fox-0-map", "fox-0-dense", "fox-0-compare"):
+        draw(parse("a red circle"), 128, 128).save(tmp_path / f"{name}.png")
+    (tmp_path / "fox-0.txt").write_text("a red circle\n")
+    assert [picture.path.stem for picture in read_captions(tmp_path)] == ["fox-0"]
+    # With a caption of its own it is a picture like others.
+    (tmp_path / "fox-0-dense.txt").write_text("a red circle\n")
+    stems = [picture.path.stem for picture in read_captions(tmp_path)]
+    assert stems == ["fox-0-dense", "fox-0"]
+    # So is one of such a name that stands alone.
+    draw(parse("a red circle"), 128, 128).save(tmp_path / "road-map.png")
+    with pytest.raises(RASError, match=r"road-map\.txt beside it"):
+        read_captions(tmp_path)
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for captions in (None, tmp_path / "captions.jsonl"):
+        with pytest.raises(RASError, match=r"nowhere' does not exist; give a folder"):
+            read_captions(tmp_path / "nowhere", captions)
+        with pytest.raises(RASError, match="file' is a file; give a folder"):
+            read_captions(tmp_path / "file", captions)
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -123,6 +147,18 @@ def test_bad_input_is_one_line_and_status_2(
     assert main(["judge", str(folder)]) == 2
     assert "damaged" in capsys.readouterr().err
     assert main(["judge", str(folder / "nowhere")]) == 2
+
+
+def test_an_output_that_is_no_folder(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.touch()
+    for place in (blocked, blocked / "below"):
+        assert main(["judge", str(folder), "--out", str(place)]) == 2
+        said = capsys.readouterr()
+        assert f"--out {str(place)!r}" in said.err
+        assert "is a file; give a folder" in said.err
 
 
 def test_a_unit_of_pictures_scores_as_alone(folder: Path) -> None:

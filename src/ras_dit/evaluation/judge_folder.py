@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from ras_dit.evaluation.judge_rules import TASKS
 from ras_dit.evaluation.scorers import Picture, Summary
 
 CAPTIONS = "captions.jsonl"
+# Beside a picture of `ras-dit generate`: drawings of it, and what it is compared with.
+_ASIDE = re.compile(r"(?P<picture>.+)-(map|dense|compare)")
 
 
 def read_captions(folder: Path, file: Path | None = None) -> tuple[Picture, ...]:
@@ -36,8 +39,11 @@ def read_captions(folder: Path, file: Path | None = None) -> tuple[Picture, ...]
             ``captions.jsonl`` in the folder, or else a text file beside each picture.
 
     Raises:
-        RASError: If a caption or a picture is missing, or a line cannot be read.
+        RASError: If the folder, a caption or a picture is missing, or a line cannot be read.
     """
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise RASError(f"{str(folder)!r} {what}; give a folder of pictures")
     file = folder / CAPTIONS if file is None and (folder / CAPTIONS).is_file() else file
     found = list(_beside(folder) if file is None else _listed(folder, file))
     groups = {prompt: number for number, prompt in enumerate(dict.fromkeys(p for _, p in found))}
@@ -53,6 +59,9 @@ def _beside(folder: Path) -> Iterator[tuple[Path, str]]:
     for path in folder_pictures(folder):
         text = path.with_suffix(".txt")
         if not text.is_file():
+            aside = _ASIDE.fullmatch(path.stem)
+            if aside is not None and path.with_stem(aside["picture"]).is_file():
+                continue
             raise RASError(
                 f"{path} has no caption; expected {text.name} beside it, or {CAPTIONS} in the"
                 " folder"
