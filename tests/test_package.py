@@ -204,7 +204,7 @@ def test_the_torch_pin_stands_in_the_constraints() -> None:
 
 def test_the_version_is_the_projects() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert metadata.version("ras-dit") == project["version"]
+    assert metadata.version("ras-dit") == ras_dit.__version__ == project["version"]
 
 
 def test_the_wheel_holds_code_and_data(tmp_path: Path) -> None:

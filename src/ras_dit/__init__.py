@@ -5,6 +5,8 @@ need work go through the transformer. The method is that of *Region-Adaptive Sam
 Diffusion Transformers* (arXiv 2502.10389).
 """
 
+from importlib.metadata import version as _version
+
 from ras_dit.adapters import TransformerDescription
 from ras_dit.config import RASConfig
 from ras_dit.errors import RASError, RASWarning, UnsupportedError
@@ -31,3 +33,10 @@ __all__ = [
     "summary",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> str:
+    """``__version__``, read when it is asked for: a source tree need not be installed."""
+    if name == "__version__":
+        return _version("ras-dit")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
