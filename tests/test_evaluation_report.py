@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from PIL import Image
 from evaluations import STEPS, evaluation, planned
 from ras_dit.cli import main
 from ras_dit.errors import RASError
+from ras_dit.evaluation import manifest as manifest_module
+from ras_dit.evaluation import stages
 from ras_dit.evaluation.comparisons import RowResult, duels, frontier
 from ras_dit.evaluation.gate import check_gate
 from ras_dit.evaluation.manifest import plan_evaluation, read_evaluation
@@ -327,4 +330,57 @@ def test_bad_words_of_the_program(tmp_path: Path, model_folder: Path) -> None:
     assert main(["evaluate", "generate", file, *out, "--address", "auto"]) == 2
     assert main(["evaluate", "score", str(tmp_path / "none")]) == 2
     assert main(["evaluate", "time", str(tmp_path / "none")]) == 2
-    assert not (tmp_path / "out" / "images").exists()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stage", ["generate_pictures", "score_pictures"])
+def test_an_interrupted_run_says_that_it_goes_on(
+    tmp_path: Path,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    stage: str,
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        stages, "generate_pictures", lambda *_, **__: stages.Progress(0, 0, refused={})
+    )
+    monkeypatch.setattr(stages, stage, interrupted)
+    planned(tmp_path, evaluation(model_folder))
+    words = ["evaluate", "run", str(tmp_path / "evaluation.yaml"), "--out", str(tmp_path / "out")]
+    assert main(words) == 130
+    assert "kept, and the same command goes on\n" in capsys.readouterr().err
+
+
+def test_plans_are_made_with_the_libraries_quiet(
+    tmp_path: Path,
+    model_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def noisy(*_: Any, **__: Any) -> None:
+        logging.getLogger("transformers").warning("this needs torchvision")
+        raise RASError("planned")
+
+    monkeypatch.setattr(manifest_module, "plan_evaluation", noisy)
+    planned(tmp_path, evaluation(model_folder))
+    words = ["evaluate", "run", str(tmp_path / "evaluation.yaml"), "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    assert capsys.readouterr().err == "error: planned\n"
+
+
+def test_an_output_that_is_no_folder(
+    ran: Path, tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned(tmp_path, evaluation(model_folder))
+    blocked = tmp_path / "file"
+    blocked.touch()
+    file = str(tmp_path / "evaluation.yaml")
+    for words in (["run", file], ["generate", file], ["report", str(ran)]):
+        for place in (blocked, blocked / "below"):
+            assert main(["evaluate", *words, "--out", str(place)]) == 2
+            said = capsys.readouterr()
+            assert f"--out {str(place)!r}" in said.err
+            assert "is a file; give a folder" in said.err

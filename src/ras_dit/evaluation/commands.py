@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ras_dit.errors import RASError
+from ras_dit.options import check_folder
 
 if TYPE_CHECKING:
     from ras_dit.evaluation.crews import Crew
@@ -62,6 +63,7 @@ def _generate(
     device: _Device = None,
 ) -> None:
     """Make the pictures. Started again, it goes on where it was stopped."""
+    check_folder(out)
     manifest, settings = _planned(file, model, device)
     _make(out, manifest, settings, _crew(engine, workers, address), budget)
 
@@ -101,6 +103,7 @@ def _report(
     """Write the report: markdown, CSV and a plot."""
     from ras_dit.evaluation.report import write_report
 
+    check_folder(out or folder / "report")
     for path in write_report(folder, out or folder / "report"):
         typer.echo(f"wrote {path}")
 
@@ -117,6 +120,7 @@ def _run(
     device: _Device = None,
 ) -> None:
     """All of it: generate, score, time where the file asks for it, report."""
+    check_folder(out)
     manifest, settings = _planned(file, model, device)
     crew = _crew(engine, workers, address)
     _make(out, manifest, settings, crew, budget)
@@ -149,10 +153,12 @@ def _gate(
 
 
 def _planned(file: Path, model: str | None, device: str | None) -> tuple[Manifest, Settings]:
+    from ras_dit.console import quiet_libraries
     from ras_dit.evaluation.manifest import plan_evaluation, read_evaluation
 
     data = read_evaluation(file, {"model": model, "device": device})
-    return plan_evaluation(data, file.parent)
+    with quiet_libraries(verbose=False):
+        return plan_evaluation(data, file.parent)
 
 
 def _read_settings(file: Path) -> Settings:
@@ -208,7 +214,11 @@ def _judge(folder: Path, settings: Settings | None, only: list[str], crew: Crew)
 @contextlib.contextmanager
 def _working(what: str) -> Iterator[Callable[[int, int], None]]:
     """Libraries quiet, and a bar over the units."""
-    from ras_dit.console import counting, quiet_libraries
+    from ras_dit.console import counting, quiet_libraries, say
 
-    with quiet_libraries(verbose=False), counting(what) as advance:
-        yield advance
+    try:
+        with quiet_libraries(verbose=False), counting(what) as advance:
+            yield advance
+    except KeyboardInterrupt:
+        say("note", "interrupted; what is finished is kept, and the same command goes on")
+        raise

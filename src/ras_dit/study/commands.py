@@ -67,6 +67,7 @@ def _build(  # noqa: PLR0917  (one parameter an option)
     ] = None,
 ) -> None:
     """Make the pairs of a study, with equal seeds, and write its folder."""
+    from ras_dit.console import quiet_libraries
     from ras_dit.loading import call_defaults, load_pipeline
     from ras_dit.study.build import (
         build_study,
@@ -84,10 +85,13 @@ def _build(  # noqa: PLR0917  (one parameter an option)
     lines = read_prompts(prompts, embedded=model is None)
     paragraphs = read_consent(consent)
     width, height = parse_size(size, "--size")
-    defaults = call_defaults(model)
-    with _no_bars_of_libraries():
+    with quiet_libraries(verbose=False):
+        defaults = call_defaults(model)
         pipeline = load_pipeline(model, dtype=dtype, device=device)
-    with _progress(len(lines) * (first.steps + second.steps)) as advance:
+    with (
+        quiet_libraries(verbose=False),
+        _progress(len(lines) * (first.steps + second.steps)) as advance,
+    ):
         manifest = build_study(
             out,
             pipeline,
@@ -212,20 +216,6 @@ def _answer_files(places: list[Path]) -> tuple[Path, ...]:
             raise RASError(f"--answers {str(place)!r} does not exist")
         files += sorted(place.glob("*.json")) if place.is_dir() else [place]
     return tuple(files)
-
-
-@contextlib.contextmanager
-def _no_bars_of_libraries() -> Iterator[None]:
-    import diffusers.utils.logging as diffusers_logging
-    import transformers.utils.logging as transformers_logging
-
-    for library in (diffusers_logging, transformers_logging):
-        library.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for library in (diffusers_logging, transformers_logging):
-            library.enable_progress_bar()
 
 
 @contextlib.contextmanager
