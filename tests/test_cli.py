@@ -112,6 +112,22 @@ def test_options(run: Any, words: list[str]) -> None:
     assert "denoising loop" in out
 
 
+def test_noise_levels_of_ones_own(run: Any, tmp_path: Path) -> None:
+    shifted = "1,0.95,0.9,0.8,0.7,0.5,0.3,0.1"
+    found = []
+    for words in ((), ("--sigmas", shifted)):
+        status, _, err = run("a fox", "--sample-ratio", "0.5", *words)
+        assert (status, err) == (0, "")
+        found.append((tmp_path / "out" / "a-fox-0.png").read_bytes())
+    assert found[0] != found[1]
+    for wrong, message in (
+        ("1,0.5", "2 sigmas for num_inference_steps=8; expected one per step"),
+        ("0.5,1", "--sigmas='0.5,1'; expected falling noise levels in (0, 1], one per step"),
+        ("high", "--sigmas='high'; expected falling"),
+    ):
+        assert_refused(run("a fox", "--sigmas", wrong), message)
+
+
 def test_a_configuration_file(run: Any, tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text("sample_ratio: 0.125\nwarmup_steps: 3\n")

@@ -354,6 +354,11 @@ def test_the_control_is_searched_in_the_same_way(
     assert scores == sorted(scores)
     again = tune(*gauges, Target(cost=5.5), trials=6, most_steps=12)
     assert preset_text(again) == preset_text(tuning)
+    candidate = tuning.preset.candidate
+    words = f"--steps {candidate.steps}"
+    if candidate.sigmas is not None:
+        words += f" --sigmas {','.join(map(repr, candidate.sigmas))}"
+    assert f"--config THIS_FILE {words}.\n" in preset_text(tuning)
     assert report_text(again) == report_text(tuning)
 
 

@@ -42,7 +42,7 @@ from ras_dit.report import comparison_rows, run_line
 from ras_dit.study.commands import app as study_app
 from ras_dit.support import read_support
 from ras_dit.tuning.commands import tune_command
-from ras_dit.validation import parse_size
+from ras_dit.validation import parse_sigmas, parse_size
 from ras_dit.visualization import comparison as side_by_side
 from ras_dit.visualization import region_map
 
@@ -112,6 +112,7 @@ def _generate(
     config: options.ConfigFile = None,
     paper: options.Paper = None,
     steps: options.Steps = 28,
+    sigmas: options.Sigmas = None,
     seed: options.Seed = 0,
     size: options.Size = None,
     guidance: options.Guidance = None,
@@ -131,7 +132,7 @@ def _generate(
     The same prompt and seed replace their own files.
     """
     chosen = _configuration(sample_ratio, preset, config, paper)
-    job = _job(prompts, seed, steps, size, guidance, max_sequence_length, model)
+    job = _job(prompts, seed, steps, sigmas, size, guidance, max_sequence_length, model)
     options.check_folder(out)
     with quiet_libraries(verbose=verbose):
         messages = Console(stderr=True)
@@ -159,6 +160,7 @@ def _visualize(
     config: options.ConfigFile = None,
     paper: options.Paper = None,
     steps: options.Steps = 28,
+    sigmas: options.Sigmas = None,
     seed: options.Seed = 0,
     size: options.Size = None,
     guidance: options.Guidance = None,
@@ -179,7 +181,7 @@ def _visualize(
     1024x1024 picture of Stable Diffusion 3 take 28 MiB in half precision, 56 MiB in float32.
     """
     chosen = _configuration(sample_ratio, preset, config, paper)
-    job = _job(prompts, seed, steps, size, guidance, max_sequence_length, model)
+    job = _job(prompts, seed, steps, sigmas, size, guidance, max_sequence_length, model)
     options.check_folder(out)
     with quiet_libraries(verbose=verbose):
         messages = Console(stderr=True)
@@ -285,6 +287,7 @@ def _job(
     prompts: Sequence[str],
     seed: int,
     steps: int,
+    sigmas: str | None,
     size: str | None,
     guidance: float | None,
     max_sequence_length: int | None,
@@ -300,6 +303,7 @@ def _job(
         height=height,
         guidance_scale=defaults.guidance_scale if guidance is None else guidance,
         max_sequence_length=max_sequence_length or defaults.max_sequence_length,
+        sigmas=parse_sigmas(sigmas, "--sigmas"),
     )
 
 

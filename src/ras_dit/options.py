@@ -66,6 +66,13 @@ Paper = Annotated[
     typer.Option(metavar="sd3|lumina", help="The paper's schedule, with --sample-ratio or 0.5."),
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
+Sigmas = Annotated[
+    str | None,
+    typer.Option(
+        help="Noise levels of the steps, as 1,0.8,0.5, one per step, before the scheduler's shift.",
+        show_default="the scheduler's",
+    ),
+]
 PlannedSteps = Annotated[
     int | None, typer.Option("--steps", min=1, help="Denoising steps.", show_default=_THE_MODELS)
 ]

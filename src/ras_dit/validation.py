@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -59,6 +60,23 @@ def parse_size(text: object, name: str = "size") -> tuple[int | None, int | None
     if match is None:
         raise RASError(f"{name}={text!r} is no size; expected width and height as in 256x256")
     return int(match[1]), int(match[2])
+
+
+def parse_sigmas(text: str | None, name: str = "sigmas") -> tuple[float, ...] | None:
+    """Noise levels of a text such as ``"1,0.8,0.5"``, falling from 1; ``None`` of ``None``."""
+    if text is None:
+        return None
+    try:
+        levels = tuple(float(word) for word in text.strip("[] ").split(","))
+    except ValueError:
+        levels = ()
+    falls = all(later < earlier for earlier, later in itertools.pairwise(levels))
+    if not levels or not falls or not 0 < levels[-1] <= levels[0] <= 1:
+        raise RASError(
+            f"{name}={text!r}; expected falling noise levels in (0, 1], one per step, as in "
+            "1,0.8,0.5"
+        )
+    return levels
 
 
 def checked_resets(value: object) -> ResetSteps:

@@ -56,7 +56,8 @@ def preset_text(found: Tuning) -> str:
     pictures = f"{len(found.check_facts['seeds'])} pictures that the search did not see"
     head = [
         f"Tuned for {model}, {size}.",
-        f"Call the pipeline with {_call(preset)}.",
+        f"Call the pipeline with {_call(preset)},",
+        f"or ras-dit generate with --config THIS_FILE {_options(preset)}.",
         f"Wanted: {found.target}. Cost: {preset.cost:.2f} dense steps.",
         f"Error of the latents to {facts['reference steps']} dense steps, on {pictures}:",
         f"  this preset: {_errors(preset)}",
@@ -70,6 +71,15 @@ def preset_text(found: Tuning) -> str:
     fields = {name: plain[name] for name in preset.candidate.fields}
     comments = "".join(f"# {line}\n" for line in head)
     return comments + yaml.safe_dump(fields, sort_keys=True, default_flow_style=None, width=96)
+
+
+def _options(run: Tuned) -> str:
+    """The call as options of the program."""
+    words = [f"--steps {run.candidate.steps}"]
+    if run.candidate.sigmas is not None:
+        levels = ",".join(f"{level!r}" for level in run.candidate.sigmas)
+        words.append(f"--sigmas {levels}")
+    return " ".join(words)
 
 
 def report_text(found: Tuning) -> str:
