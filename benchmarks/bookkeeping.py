@@ -65,9 +65,9 @@ def clocks() -> Iterator[dict[str, list[float]]]:
     stock = {name: getattr(owner, method) for name, (owner, method) in PARTS.items()}
 
     def timed(name: str) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
             started = time.perf_counter()
-            result = stock[name](*args)
+            result = stock[name](*args, **kwargs)
             seconds[name].append(time.perf_counter() - started)
             return result
 

@@ -94,7 +94,7 @@ def test_a_tolerance_of_dense_steps_is_refused(name: str, dense: dict[str, Any])
         {"schedule": (1.0, 0.0, 1.0)},
         {"schedule": lambda _index, _steps: 0.5, "sample_ratio": 1.0},
     ],
-    ids=str,
+    ids=["intervals", "cycle", "list", "callable"],
 )
 def test_a_tolerance_of_skipped_steps_is_none_of_dense_ones(
     name: str, skipping: dict[str, Any]
