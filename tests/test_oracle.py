@@ -12,7 +12,6 @@ import torch
 import ras_dit
 from evaluations import STEPS, evaluation, planned
 from ras_dit import RASConfig
-from ras_dit.adapters import describe
 from ras_dit.diagnosis import runs
 from ras_dit.errors import RASError, UnsupportedError
 from ras_dit.evaluation.workshop import job_of, run_row
@@ -20,7 +19,6 @@ from ras_dit.generate import Job, generate
 from ras_dit.loading import load_pipeline
 from ras_dit.oracle import foreseen_trace
 from ras_dit.recording import Recording
-from ras_dit.trace import Trace
 
 JOB = Job(prompts=("a fox", "an owl"), seeds=(3, 4), num_inference_steps=10, width=40, height=24)
 HELD = RASConfig(sample_ratio=0.3, warmup_steps=3, reset_steps=(7,))
@@ -44,10 +42,6 @@ def recording(pipe: Any) -> Recording:
     return found
 
 
-def foreseen(pipe: Any, recording: Recording, config: RASConfig) -> Trace:
-    return foreseen_trace(recording, config, describe(pipe.transformer), pipe.transformer.config)
-
-
 def outputs(recording: Recording) -> torch.Tensor:
     """``[steps, B, N, 16]``: 6 x 10 tokens of 2 x 2 pixels in 4 channels, cut one by one."""
     stacked = torch.stack(recording.noise_preds)
@@ -63,7 +57,7 @@ def outputs(recording: Recording) -> torch.Tensor:
 def test_the_tokens_whose_lines_are_most_wrong_are_active(
     pipe: Any, recording: Recording, config: RASConfig
 ) -> None:
-    trace = foreseen(pipe, recording, config)
+    trace = foreseen_trace(recording, config)
     values = outputs(recording).double()
     times = [step.sigma for step in recording.trace.steps]
     refreshes: dict[tuple[int, int], list[int]] = {}
@@ -96,7 +90,7 @@ def test_the_tokens_whose_lines_are_most_wrong_are_active(
 
 @pytest.mark.parametrize("config", [HELD, LINES], ids=["held", "linear"])
 def test_what_was_foreseen_is_replayed(pipe: Any, recording: Recording, config: RASConfig) -> None:
-    trace = foreseen(pipe, recording, config)
+    trace = foreseen_trace(recording, config)
     with ras_dit.enable(pipe, config) as handle:
         runs.stock_run(pipe, JOB)
     own = handle.trace
@@ -121,16 +115,16 @@ def test_what_cannot_be_foreseen_is_refused(pipe: Any, recording: Recording) -> 
         ("guidance_every", 2),
     ):
         with pytest.raises(RASError, match=f"{field}={value} cannot be had with foreseen tokens"):
-            foreseen(pipe, recording, HELD.replace(**{field: value}))
+            foreseen_trace(recording, HELD.replace(**{field: value}))
     with pytest.raises(RASError, match=r"public_code=.* cannot be had"):
-        foreseen(pipe, recording, RASConfig.microsoft(scheduler_end_step=9, error_reset_steps=()))
-    sparse = foreseen(pipe, recording, HELD)
+        foreseen_trace(recording, RASConfig.microsoft(scheduler_end_step=9, error_reset_steps=()))
+    sparse = foreseen_trace(recording, HELD)
     with pytest.raises(RASError, match=r"has sparse steps.*record one with sample_ratio=1\.0"):
-        foreseen(pipe, replace(recording, trace=sparse), HELD)
+        foreseen_trace(replace(recording, trace=sparse), HELD)
     levels = tuple(replace(step, sigma=None) for step in recording.trace.steps)
     without = replace(recording, trace=replace(recording.trace, steps=levels))
     with pytest.raises(UnsupportedError, match=r"no noise levels.*FlowMatchEulerDiscreteScheduler"):
-        foreseen(pipe, without, HELD)
+        foreseen_trace(without, HELD)
 
 
 def test_a_row_with_an_oracle_costs_as_much_and_has_other_pictures(

@@ -10,26 +10,19 @@ score's. It looks one step ahead and along the dense run, so it is no proven bou
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from ras_dit.adapters import TransformerDescription
 from ras_dit.config import RASConfig
 from ras_dit.errors import RASError, UnsupportedError
 from ras_dit.multirate import Lines
 from ras_dit.recording import Recording
 from ras_dit.schedule import plan_steps
-from ras_dit.tokens import PixelMap, TokenLayout, TokenSort
+from ras_dit.tokens import PixelMap
 from ras_dit.trace import Call, Trace, pack_active
 
 
-def foreseen_trace(
-    recording: Recording,
-    config: RASConfig,
-    description: TransformerDescription,
-    transformer_config: Any,
-) -> Trace:
+def foreseen_trace(recording: Recording, config: RASConfig) -> Trace:
     """The run that a configuration would make if it foresaw the error of every token's line.
 
     Args:
@@ -37,8 +30,6 @@ def foreseen_trace(
             flow-matching Euler scheduler.
         config: Its schedule says how many tokens are active in each step, its forecast how the
             others move. Its metric, starvation and limit of drops are left aside.
-        description: What is known of the transformer (``handle.description``).
-        transformer_config: Its configuration (``handle.transformer_config``).
 
     Returns:
         A trace for ``enable(pipe, config, replay=...)`` on the same call.
@@ -61,13 +52,10 @@ def foreseen_trace(
             "the recorded run's scheduler has no noise levels (sigmas) for lines to follow; "
             "record it with FlowMatchEulerDiscreteScheduler"
         )
-    layout = TokenLayout(trace.grid, trace.num_text_tokens, trace.num_references)
-    patch = description.patch(transformer_config)
-    sort = TokenSort(patch, layout, description.frames_first)
-    pixels = PixelMap(recording.noise_preds[0], sort, trace.num_tokens)
+    held = recording.noise_preds[0]
+    pixels = PixelMap(held, recording.sort, trace.num_tokens)
     times = torch.tensor([*levels, 0.0])
     lines = Lines(config.line_rules, pixels, trace.num_tokens, times)
-    held = recording.noise_preds[0]
     plans = plan_steps(config, len(trace.steps), trace.num_tokens)
     steps = []
     for plan, step, noise in zip(plans, trace.steps, recording.noise_preds, strict=True):

@@ -180,8 +180,7 @@ def _foreseen(pipeline: Any, row: Row, job: Job) -> Trace:
     dense = generate(pipeline, RASConfig(sample_ratio=1.0), job, record=True)
     assert dense.recording is not None
     assert row.sampling is not None
-    transformer = pipeline.transformer
-    return foreseen_trace(dense.recording, row.sampling, describe(transformer), transformer.config)
+    return foreseen_trace(dense.recording, row.sampling)
 
 
 def _dense_step(pipeline: Any, job: Job) -> float:
