@@ -450,13 +450,12 @@ class RASConfig:
             raise RASError(f"RASConfig has no field {', '.join(unknown)}{hint}; it has {names}")
         if changes.get("forecast") == "hold":
             changes = {"forecast_damping": type(self).forecast_damping} | changes
-        if changes.keys() & {"schedule", "cycle", "intervals"}:
+        usual = {}
+        is_listed = self.lists_steps or isinstance(self.schedule, tuple)
+        if is_listed and changes.keys() & {"schedule", "cycle", "intervals"}:
             # The ratio of listed ones is their mean: new ones have another.
-            is_listed = self.lists_steps or isinstance(self.schedule, tuple)
-            usual = {"sample_ratio": type(self).sample_ratio} if is_listed else {}
-            config = dataclasses.replace(self, **(usual | changes))
-        else:
-            config = dataclasses.replace(self, **changes)
+            usual = {"sample_ratio": type(self).sample_ratio}
+        config = dataclasses.replace(self, **(usual | changes))
         check_ratio(config, changes)
         return config
 
