@@ -64,6 +64,11 @@ def dump(data: Mapping[str, Any]) -> bytes:
     return (text + "\n").encode()
 
 
+def fingerprint(data: Mapping[str, Any]) -> str:
+    """SHA-256 of :func:`dump`, as hexadecimal digits."""
+    return hashlib.sha256(dump(data)).hexdigest()
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a file of :func:`write_json`.
 

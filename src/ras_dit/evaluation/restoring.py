@@ -5,12 +5,11 @@ Only for the evaluation that was begun: pictures of another one would be taken f
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ras_dit.errors import RASError
-from ras_dit.evaluation.files import PART, dump, read_json
+from ras_dit.evaluation.files import PART, fingerprint, read_json
 
 if TYPE_CHECKING:
     from ras_dit.evaluation.manifest import Manifest
@@ -23,9 +22,9 @@ def identity(manifest: Manifest) -> dict[str, Any]:
     data = manifest.to_dict()
     rows = data.pop("rows")
     return {
-        "digest": _digest(data),
+        "digest": fingerprint(data),
         "reference": manifest.reference.name,
-        "rows": {row["name"]: _digest(row) for row in rows},
+        "rows": {row["name"]: fingerprint(row) for row in rows},
     }
 
 
@@ -61,7 +60,3 @@ def check_restorable(folder: Path, manifest: Manifest, own: tuple[str, str]) -> 
             f"{str(folder)!r} has lost its {own[0]} and was begun with another evaluation, or with "
             "other versions of the packages; give the file that it was begun with, or a new folder"
         )
-
-
-def _digest(data: dict[str, Any]) -> str:
-    return hashlib.sha256(dump(data)).hexdigest()

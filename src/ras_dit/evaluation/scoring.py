@@ -18,7 +18,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from ras_dit.errors import RASError
-from ras_dit.evaluation.files import dump, read_json, write_bytes, write_json
+from ras_dit.evaluation.files import dump, fingerprint, read_json, write_bytes, write_json
 from ras_dit.evaluation.images import check_picture
 from ras_dit.evaluation.scorers import (
     Measured,
@@ -54,7 +54,7 @@ def configured_scorer(settings: Settings, name: str) -> Scorer:
 
 def identity_of(scorer: Scorer) -> str:
     """Fingerprint of what a scorer's numbers depend on."""
-    return hashlib.sha256(dump(dict(scorer.identity()))).hexdigest()
+    return fingerprint(dict(scorer.identity()))
 
 
 def measured_path(name: str, row: str, unit: int) -> str:
@@ -164,7 +164,7 @@ def try_scorers(
 
 def _digest(pictures: Sequence[Picture]) -> str:
     facts = [[p.index, p.prompt, p.sha256, p.partner_sha256, *_latents(p)] for p in pictures]
-    return hashlib.sha256(dump({"pictures": facts})).hexdigest()
+    return fingerprint({"pictures": facts})
 
 
 def _latents(picture: Picture) -> list[str]:
