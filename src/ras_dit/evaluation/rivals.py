@@ -113,7 +113,8 @@ def step_cache(pipeline: Any, cache: Mapping[str, Any] | None) -> Iterator[None]
         transformer.enable_cache(config)
     except (ValueError, NotImplementedError, KeyError) as error:
         raise UnsupportedError(
-            f"diffusers refuses {cache['name']} on {type(transformer).__name__}: {error}"
+            f"diffusers refuses {cache['name']} on {type(transformer).__name__}: {error}; change "
+            "its options, or leave the row out"
         ) from error
     try:
         yield
@@ -155,7 +156,10 @@ def _cache_dit(pipeline: Any, options: Mapping[str, Any]) -> Iterator[None]:
     try:
         cache_dit.enable_cache(pipeline, cache_config=config)
     except (ValueError, NotImplementedError, AssertionError, KeyError) as error:
-        raise UnsupportedError(f"cache-dit refuses {type(pipeline).__name__}: {error}") from error
+        raise UnsupportedError(
+            f"cache-dit refuses {type(pipeline).__name__}: {error}; change its options, or leave "
+            "the row out"
+        ) from error
     try:
         yield
     finally:
