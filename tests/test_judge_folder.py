@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from judge_pictures import draw
 from ras_dit.cli import main
@@ -109,6 +110,24 @@ def test_what_generate_puts_beside_a_picture_needs_no_caption(tmp_path: Path) ->
     # So is one of such a name that stands alone.
     draw(parse("a red circle"), 128, 128).save(tmp_path / "road-map.png")
     with pytest.raises(RASError, match=r"road-map\.txt beside it"):
+        read_captions(tmp_path)
+
+
+def test_pictures_that_say_themselves_what_they_were_made_from(tmp_path: Path) -> None:
+    notes = PngInfo()
+    notes.add_itxt("prompt", "a red circle")
+    for name in ("fox-0", "fox-0-map", "fox-0-sheet", "toad"):
+        draw(parse("a red circle"), 128, 128).save(tmp_path / f"{name}.png", pnginfo=notes)
+    # A text beside it comes first.
+    (tmp_path / "toad.txt").write_text("a blue circle\n")
+    found = [(picture.path.stem, picture.prompt) for picture in read_captions(tmp_path)]
+    assert found == [("fox-0", "a red circle"), ("toad", "a blue circle")]
+    # A drawing of a picture that is not there is nothing to judge.
+    (tmp_path / "fox-0.png").unlink()
+    with pytest.raises(RASError, match=r"fox-0-map\.txt beside it"):
+        read_captions(tmp_path)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(RASError, match=r"bad\.png cannot be read"):
         read_captions(tmp_path)
 
 

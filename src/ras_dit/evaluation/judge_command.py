@@ -19,7 +19,8 @@ def judge_command(
         Path | None,
         typer.Option(
             metavar="FILE.jsonl",
-            help="Lines with file and prompt. [default: DIR/captions.jsonl, or a.txt beside a.png]",
+            help="Lines with file and prompt. [default: DIR/captions.jsonl, or a.txt beside a.png,"
+            " or what generate wrote into the picture]",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Where results go. [default: DIR]")] = None,

@@ -1,9 +1,9 @@
 """Judging a folder of pictures with captions, made by whatever program.
 
 Captions stand in FOLDER/captions.jsonl, one line a picture: ``{"file": "a.png", "prompt": "a fox on
-a blue background"}``, or in a text file beside each picture (a.png, a.txt). Written are
-``results.jsonl`` (one line for each picture and task: right or wrong, and why) and
-``summary.json``.
+a blue background"}``, or in a text file beside each picture (a.png, a.txt), or in the picture: its
+text ``prompt``, as ``ras-dit generate`` writes it. Written are ``results.jsonl`` (one line for each
+picture and task: right or wrong, and why) and ``summary.json``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from rich.table import Table
 
 from ras_dit.errors import RASError
@@ -27,7 +28,7 @@ from ras_dit.evaluation.scorers import Picture, Summary
 
 CAPTIONS = "captions.jsonl"
 # Beside a picture of `ras-dit generate`: drawings of it, and what it is compared with.
-_ASIDE = re.compile(r"(?P<picture>.+)-(map|dense|compare)")
+_ASIDE = re.compile(r"(?P<picture>.+)-(map|dense|compare|sheet)")
 
 
 def read_captions(folder: Path, file: Path | None = None) -> tuple[Picture, ...]:
@@ -36,7 +37,8 @@ def read_captions(folder: Path, file: Path | None = None) -> tuple[Picture, ...]
     Args:
         folder: Folder of the pictures.
         file: JSON lines with ``file`` (relative to the folder) and ``prompt``; by default
-            ``captions.jsonl`` in the folder, or else a text file beside each picture.
+            ``captions.jsonl`` in the folder, or else a text file beside each picture, or the text
+            ``prompt`` in it.
 
     Raises:
         RASError: If the folder, a caption or a picture is missing, or a line cannot be read.
@@ -58,15 +60,25 @@ def read_captions(folder: Path, file: Path | None = None) -> tuple[Picture, ...]
 def _beside(folder: Path) -> Iterator[tuple[Path, str]]:
     for path in folder_pictures(folder):
         text = path.with_suffix(".txt")
-        if not text.is_file():
-            aside = _ASIDE.fullmatch(path.stem)
-            if aside is not None and path.with_stem(aside["picture"]).is_file():
-                continue
+        aside = _ASIDE.fullmatch(path.stem)
+        if text.is_file():
+            yield path, text.read_text("utf-8").strip()
+        elif aside is None and (prompt := _own_prompt(path)):
+            yield path, prompt
+        elif aside is None or not path.with_stem(aside["picture"]).is_file():
             raise RASError(
                 f"{path} has no caption; expected {text.name} beside it, or {CAPTIONS} in the"
                 " folder"
             )
-        yield path, text.read_text("utf-8").strip()
+
+
+def _own_prompt(path: Path) -> str:
+    """What the picture itself says it was made from, as pictures of `ras-dit generate` do."""
+    try:
+        with Image.open(path) as picture:
+            return str(picture.info.get("prompt", "")).strip()
+    except OSError as error:
+        raise RASError(f"the picture {path} cannot be read ({error})") from error
 
 
 def _listed(folder: Path, file: Path) -> Iterator[tuple[Path, str]]:
