@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from benchmarks.multirate import parts
 from benchmarks.multirate.__main__ import BENCHMARK, draw
 from benchmarks.multirate.tables import (
     CONTROLS,
@@ -42,7 +44,7 @@ PRESETS = {"skips-17": "quality", "skips-11.5": "balanced", "skips-8.75": "fast"
 DECIDING = (17.0, 11.5, 8.75)
 MEDIAN = STATISTICS[0]
 # Rows of the short run at 128x128 beside those at both sizes.
-SHORT = ("ab2", "damped-ab2", "paper-std")
+SHORT = ("ab2", "damped-ab2", "paper-std", "by-chance")
 
 
 @functools.cache
@@ -81,6 +83,9 @@ def test_the_rows_that_decide_have_all_pictures_and_the_others_a_quarter() -> No
     found = {place_of(row) for row in manifest.rows[1:]}
     assert found >= {(kind, cost) for kind in MAIN for cost in COSTS}
     kinds = {kind for kind, _ in filter(None, found)}
+    # Every change has its row at every cost that decides.
+    for whole, changes in parts.CHANGED.items():
+        assert found >= {(kind, cost) for kind in (whole, *changes) for cost in DECIDING}
     assert kinds >= {"dpmpp", "paper-l2", "paper-random", "innovation", "held-skips"}
     assert kinds >= {"by-chance", "by-std", "held", "linear", "held-damped-ab2", "undamped"}
     large = planned("256")
@@ -146,6 +151,32 @@ def test_rows_fight_the_controls_of_their_cost_alone() -> None:
         "| multirate-17 | (c) dense AB2 | loses (+0.05 to +0.05) | beats (+0.05 to +0.05) |",
     ]
     assert shown.main == {"euler", "ab2", "multirate"}
+
+
+def test_what_a_part_is_worth() -> None:
+    def of(name: str, gain: float) -> RowResult:
+        values = [30 + gain + x for x in BASE]
+        made = result(name, values, 17, config=INNOVATION)
+        psnr = replace(made.statistics[1], name=parts.SHOWN)
+        return replace(made, statistics=(*made.statistics, psnr))
+
+    whole, chance = of("multirate-17", 2), of("by-chance-17", 0.5)
+    skips = of("skips-8.75", 0)
+    shown = Table.of([whole, chance, of("oracle-17", 3), skips, of("by-std-8.75", 0)])
+    assert parts.markdown(shown).splitlines() == [
+        "| row | against | at 17 |",
+        "| --- | --- | --- |",
+        "| multirate | `by-chance`: tokens by chance | beats (+1.5 to +1.5) |",
+        "| multirate | `oracle`: tokens by their true errors | loses (-1 to -1) |",
+    ]
+    lines = list(csv.DictReader(io.StringIO(parts.csv(shown))))
+    assert {(line["row"], line["control"]) for line in lines} == {
+        ("multirate-17", "by-chance-17"),
+        ("multirate-17", "oracle-17"),
+    }
+    # Not the one number that is shown alone.
+    assert {line["statistic"] for line in lines} == {MEDIAN, "emoji kept", parts.SHOWN}
+    assert parts.markdown(Table.of([whole, skips])) == ""
 
 
 def test_names_without_a_cost_are_no_rows_of_the_tables() -> None:
@@ -223,6 +254,7 @@ def test_all_of_it_by_the_command(ran: Ran) -> None:
     assert NO_PICTURES not in text
     assert "### 17 dense steps" in text
     assert "| multirate-17 | (c) dense AB2 |" in text
+    assert "| multirate | `by-chance`: tokens by chance |" in text
     assert text.count("s/image") == 1
     assert text.count("Seconds: ") == 1
     tables = ran.folder / "docs" / "multirate"

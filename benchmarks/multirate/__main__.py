@@ -9,6 +9,7 @@ benchmarks/multirate; tables are made of whatever is there. Both commands write 
 
 from __future__ import annotations
 
+from benchmarks.multirate import parts as changed
 from benchmarks.multirate.plot import draw_plot
 from benchmarks.multirate.tables import Table, answer
 from benchmarks.pages.command import NO_PICTURES, Benchmark, Drawn, Found, run
@@ -17,10 +18,10 @@ EVALUATIONS = ("128", "256")
 
 
 def draw(found: Found) -> Drawn:
-    """A table and a plot of each evaluation, and the answer."""
-    parts = dict.fromkeys(("answer", *EVALUATIONS), NO_PICTURES)
+    """A table and a plot of each evaluation, the answer, and what each part is worth."""
+    parts = dict.fromkeys(("answer", "parts", *EVALUATIONS), NO_PICTURES)
     files: dict[str, bytes] = {}
-    answers = []
+    answers, worth = [], []
     for name in EVALUATIONS:
         shown = Table.of(found.get(name, ()))
         if not shown.results:
@@ -28,16 +29,23 @@ def draw(found: Found) -> Drawn:
         files |= {
             f"{name}.csv": shown.csv().encode(),
             f"{name}-controls.csv": shown.fights_csv().encode(),
+            f"{name}-parts.csv": changed.csv(shown).encode(),
             f"{name}.png": draw_plot(shown),
         }
         parts[name] = (
             f"{shown.markdown()}\n\n![error against cost](multirate/{name}.png)\n\n"
             f"[Rows](multirate/{name}.csv) and [comparisons](multirate/{name}-controls.csv) as CSV."
         )
+        size = f"At {name}x{name} pixels:\n\n"
         if found_answer := answer(shown):
-            answers.append(f"At {name}x{name} pixels:\n\n{found_answer}")
+            answers.append(size + found_answer)
+        if found_parts := changed.markdown(shown):
+            csv = f"[All numbers](multirate/{name}-parts.csv) as CSV."
+            worth.append(f"{size}{found_parts}\n\n{csv}")
     if answers:
         parts["answer"] = "\n\n".join(answers)
+    if worth:
+        parts["parts"] = "\n\n".join(worth)
     return Drawn(parts, files)
 
 

@@ -86,7 +86,7 @@ class Table:
             for (kind, cost), result in placed.items()
             for control in CONTROLS
             if control != kind and (control, cost) in placed
-            for fight in _fights(result, control, placed[control, cost])
+            for fight in fights_between(result, control, placed[control, cost])
         ]
         return cls(placed, tuple(fights))
 
@@ -139,7 +139,8 @@ class Table:
         return fights_csv(self.fights)
 
 
-def _fights(result: RowResult, kind: str, control: RowResult) -> list[Fight]:
+def fights_between(result: RowResult, kind: str, control: RowResult) -> list[Fight]:
+    """Every number that a row and a control have; ``kind`` says what the control is."""
     words, gaps = against(result, control)
     assert result.cost is not None
     assert control.cost is not None
