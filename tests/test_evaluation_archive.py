@@ -108,22 +108,53 @@ def test_what_another_scorer_measured_is_made_again(made: Any, tmp_path: Path) -
     assert [path.stem for path in sorted(units.iterdir())] == ["00000", "00002"]
 
 
-def test_pictures_of_another_machine_are_not_mixed_in(made: Any, tmp_path: Path) -> None:
-    folder, manifest, settings, crew = made
-    pack_scores(folder / "begun", tmp_path / "a.tar.xz")
+def of_another_machine(path: Path, target: Path, reference: str, longer: float) -> Path:
+    """An archive whose reference has other pictures, with files that are longer by a factor."""
 
     def other(files: dict[str, bytes]) -> None:
         for name, content in files.items():
-            if name.startswith(f"units/{manifest.reference.name}/"):
+            if name.startswith(f"units/{reference}/"):
                 record = json.loads(content)
                 for facts in record["pictures"].values():
                     facts["sha256"] = "0" * 64
+                    facts["bytes"] = round(longer * facts["bytes"])
                 files[name] = json.dumps(record).encode()
 
-    changed = rewritten(tmp_path / "a.tar.xz", tmp_path / "b.tar.xz", other)
+    return rewritten(path, target, other)
+
+
+def test_pictures_of_another_machine_are_not_mixed_in(made: Any, tmp_path: Path) -> None:
+    folder, manifest, settings, crew = made
+    pack_scores(folder / "begun", tmp_path / "a.tar.xz")
+    changed = of_another_machine(
+        tmp_path / "a.tar.xz", tmp_path / "b.tar.xz", manifest.reference.name, 1.01
+    )
     unpack(changed, tmp_path / "on", manifest, settings)
     with pytest.raises(RASError, match=r"this machine makes other pictures.*without the archive"):
         generate_pictures(tmp_path / "on", crew=crew)
+
+
+def test_pictures_that_another_processor_rounds_otherwise_go_on(made: Any, tmp_path: Path) -> None:
+    folder, manifest, settings, crew = made
+    pack_scores(folder / "begun", tmp_path / "a.tar.xz")
+    changed = of_another_machine(
+        tmp_path / "a.tar.xz", tmp_path / "b.tar.xz", manifest.reference.name, 1.0005
+    )
+    before = archived_units(changed)
+    unpack(changed, tmp_path / "on", manifest, settings)
+    assert generate_pictures(tmp_path / "on", crew=crew).whole
+    crew.asked.clear()
+    assert score_pictures(tmp_path / "on", crew=crew).whole
+    # What the archive says stays, also of the reference that was made again here.
+    assert not {(row, unit) for row, unit, _ in crew.asked} & before
+    assert tree(tmp_path / "on", "scores") == tree(folder / "whole", "scores")
+    # A third machine takes what both have measured.
+    assert pack_scores(tmp_path / "on", tmp_path / "c.tar.xz", known=before) > 0
+    for path in (changed, tmp_path / "c.tar.xz"):
+        unpack(path, tmp_path / "third", manifest, settings)
+    assert generate_pictures(tmp_path / "third", crew=Stopped(Remembered(), 0)).whole
+    assert score_pictures(tmp_path / "third", crew=Stopped(Remembered(), 0)).whole
+    assert tree(tmp_path / "third", "scores") == tree(folder / "whole", "scores")
 
 
 def test_times_are_kept_where_there_are_none(made: Any, tmp_path: Path) -> None:

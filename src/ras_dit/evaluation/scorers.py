@@ -95,6 +95,7 @@ class Picture:
         partner_sha256: Of that file.
         latents: The picture's latents, float32 ``.npy``, where the evaluation keeps them.
         partner_latents: Those of its partner.
+        archived: Whether what was measured of it counts, whatever its files are now.
     """
 
     index: int
@@ -108,6 +109,7 @@ class Picture:
     partner_sha256: str = ""
     latents: Stored | None = None
     partner_latents: Stored | None = None
+    archived: bool = False
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -91,12 +91,17 @@ def measured_files(
 def is_measured(
     folder: Path, name: str, identity: str, row: str, unit: int, pictures: Sequence[Picture]
 ) -> bool:
-    """Whether a unit was measured, by this scorer as it is now, on the pictures as they are."""
+    """Whether a unit was measured, by this scorer as it is now, on the pictures as they are.
+
+    Pictures of an archived unit are not looked at: they may be missing, or be made again.
+    """
     path = folder / measured_path(name, row, unit)
     if not path.exists():
         return False
     record = read_json(path)
-    return bool(record["identity"] == identity and record["pictures"] == _digest(pictures))
+    archived = all(picture.archived for picture in pictures)
+    same = archived or record["pictures"] == _digest(pictures)
+    return bool(record["identity"] == identity and same)
 
 
 def summarise(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from ras_dit.evaluation.manifest import (
     load_settings,
     store,
 )
+from ras_dit.evaluation.remade import keep_archived
 from ras_dit.evaluation.rows import Row
 from ras_dit.evaluation.scorers import Picture, Scorer
 from ras_dit.evaluation.scoring import (
@@ -40,7 +40,6 @@ from ras_dit.evaluation.workshop import (
     has_files,
     picture_path,
     threads,
-    unit_path,
     whole_unit,
 )
 
@@ -129,8 +128,7 @@ def generate_pictures(
                 refused[product.task.row] = product.reason
                 _refuse(folder, product.task.row, product.reason)
                 continue
-            _check_remade(folder, manifest.row(product.task.row), product)
-            _write(folder, product)
+            _write(folder, keep_archived(folder, manifest.row(product.task.row), product))
             done += 1
             if on_unit is not None:
                 on_unit(done, total)
@@ -247,6 +245,7 @@ def _picture(
         sha256=record["pictures"][name]["sha256"],
         metadata=prompt.metadata,
         latents=stored_latents(folder, record, row.name, index),
+        archived=bool(record.get(ARCHIVED)),
     )
 
 
@@ -353,17 +352,6 @@ def _within(
             yield task
 
     yield from crew.run(manifest, settings, in_time())
-
-
-def _check_remade(folder: Path, row: Row, product: Product) -> None:
-    """Refuse pictures that are not those that an archive's scores are of."""
-    name = unit_path(row, product.task.unit)
-    record = read_json(folder / name) if (folder / name).exists() else {}
-    if record.get(ARCHIVED) and record["pictures"] != json.loads(product.files[name])["pictures"]:
-        raise RASError(
-            f"this machine makes other pictures of unit {product.task.unit} of {row.name} than "
-            "those that the archive's scores are of; begin in a new folder without the archive"
-        )
 
 
 def _write(folder: Path, product: Product) -> None:
