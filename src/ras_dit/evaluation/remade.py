@@ -3,7 +3,7 @@
 An archive has their scores and the hashes and lengths of their files. Processors of another kind
 round otherwise: measured with AVX2 and AVX-512 over 17 steps, latents differ by 1e-6 of their
 scale, one value of 50,000 in a picture by one level, and a file of 15,000 bytes by three. Files
-of two good samplers differ by 1 to 3 %.
+of another good sampler differ by .5 to 2.6 %, the median of a unit (six units looked at).
 """
 
 from __future__ import annotations
@@ -54,10 +54,7 @@ def keep_archived(folder: Path, row: Row, product: Product) -> Product:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[float]:
-    """How much the length of each picture's file differs, in parts of it; 0 for the same file."""
+    """How much the length of each picture's file differs, in parts of it."""
     return [
-        0.0
-        if now[name]["sha256"] == facts["sha256"]
-        else abs(now[name]["bytes"] - facts["bytes"]) / facts["bytes"]
-        for name, facts in before.items()
+        abs(now[name]["bytes"] - facts["bytes"]) / facts["bytes"] for name, facts in before.items()
     ]
